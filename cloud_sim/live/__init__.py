@@ -1,0 +1,1 @@
+"""The real cloud: a transformers model behind a WebSocket."""

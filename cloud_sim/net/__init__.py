@@ -1,0 +1,1 @@
+"""Links, transports, traces and profiles of the network."""

@@ -1,0 +1,1 @@
+"""Virtual time: schedules, sessions and fleets in SimPy."""

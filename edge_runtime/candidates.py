@@ -1,0 +1,137 @@
+"""The cloud's prediction for one position, and the codecs that carry it.
+
+A codec is named in `Open`: ``full`` (every token's log-probability in fp16, no ids) or ``topk:K``
+(the K best as u32 id and fp16 log-probability, then the probability mass that was left out as
+fp32). Both sides of the wire use this module, so what the device decodes is what was meant.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.errors import ConnectionFailed, UsageError
+
+Ids = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating]
+
+_FP16_FLOOR = -65504.0
+_MASS = struct.Struct("<f")
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateSet:
+    """Token ids [C] (ascending), their log-probabilities [C] (nats), and what is not among them."""
+
+    ids: Ids
+    logprobs: npt.NDArray[np.float32]
+    left_out: float = 0.0
+    """Probability mass of the tokens that are not here; 0 for the full vocabulary."""
+    full: bool = False
+    """True: `ids` is 0..V-1, and a head over the candidates is the full head."""
+
+    @property
+    def best(self) -> int:
+        """The most probable token; of equals the one with the lowest id."""
+        return int(self.ids[int(np.argmax(self.logprobs))])
+
+
+class Codec(Protocol):
+    """How a log-probability vector becomes bytes, and back."""
+
+    @property
+    def name(self) -> str:
+        """As in `Open.codec`."""
+        ...
+
+    def encode(self, logprobs: Floats) -> bytes:
+        """Bytes for `logprobs` [V] (natural logarithms, summing to one in probability)."""
+        ...
+
+    def decode(self, payload: bytes) -> CandidateSet:
+        """The inverse, as far as the codec keeps it."""
+        ...
+
+
+@lru_cache(maxsize=8)
+def _all_ids(size: int) -> Ids:
+    ids = np.arange(size, dtype=np.int64)
+    ids.flags.writeable = False
+    return ids
+
+
+def _fp16(values: Floats) -> npt.NDArray[np.float16]:
+    # Minus infinity would survive fp16, but inf - inf in steering would not: floor it.
+    return np.maximum(values, _FP16_FLOOR).astype("<f2")
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """Every token's log-probability in fp16: 2 V bytes."""
+
+    name: str = "full"
+
+    def encode(self, logprobs: Floats) -> bytes:
+        """2 V bytes."""
+        return _fp16(logprobs).tobytes()
+
+    def decode(self, payload: bytes) -> CandidateSet:
+        """All V candidates."""
+        if len(payload) % 2:
+            raise ConnectionFailed(
+                "candidates", "a full payload has an odd length", got=f"{len(payload)} bytes"
+            )
+        logprobs = np.frombuffer(payload, dtype="<f2").astype(np.float32)
+        return CandidateSet(_all_ids(len(logprobs)), logprobs, full=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The k best as u32 id + fp16 log-probability, and the fp32 mass left out: 6 k + 4 bytes."""
+
+    k: int
+
+    @property
+    def name(self) -> str:
+        """As in `Open.codec`."""
+        return f"topk:{self.k}"
+
+    def encode(self, logprobs: Floats) -> bytes:
+        """6 min(k, V) + 4 bytes. Ties at the edge go to the lower id, so bytes are reproducible."""
+        k = min(self.k, len(logprobs))
+        edge = np.partition(logprobs, len(logprobs) - k)[len(logprobs) - k]
+        above = np.flatnonzero(logprobs > edge)
+        at = np.flatnonzero(logprobs == edge)[: k - len(above)]
+        ids = np.sort(np.concatenate([above, at]))
+        kept = logprobs[ids]
+        left_out = max(0.0, 1.0 - float(np.exp(kept.astype(np.float64)).sum()))
+        return ids.astype("<u4").tobytes() + _fp16(kept).tobytes() + _MASS.pack(left_out)
+
+    def decode(self, payload: bytes) -> CandidateSet:
+        """At most k candidates, ids ascending."""
+        count, rest = divmod(len(payload) - _MASS.size, 6)
+        if count < 1 or rest:
+            raise ConnectionFailed(
+                "candidates", "a top-k payload has a wrong length", got=f"{len(payload)} bytes"
+            )
+        ids = np.frombuffer(payload, dtype="<u4", count=count).astype(np.int64)
+        logprobs = np.frombuffer(payload, dtype="<f2", count=count, offset=4 * count)
+        (left_out,) = _MASS.unpack_from(payload, 6 * count)
+        return CandidateSet(ids, logprobs.astype(np.float32), left_out=left_out)
+
+
+def codec(name: str) -> Codec:
+    """The codec called `name`. Raises `UsageError` for a name or number that is none."""
+    kind, _, number = name.partition(":")
+    if kind == "full" and not number:
+        return Full()
+    if kind == "topk" and number.isdigit() and int(number) >= 1:
+        return TopK(int(number))
+    raise UsageError(
+        "codec", "no such candidate codec", got=name, allowed="full, topk:K with K >= 1"
+    )

@@ -1,0 +1,1 @@
+"""Drivers of schedules in real time, over real sockets."""

@@ -1,0 +1,81 @@
+"""What a schedule knows of the device: the protocol, and the record of one choice.
+
+`edge_runtime.device.SteeredDevice` is the real one (two branches and a steering rule); tapes,
+fakes and gates wrap or replace it behind the same few verbs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.candidates import CandidateSet
+from edge_runtime.schedules.actions import Kind, Load
+
+Scores = npt.NDArray[np.float32]
+"""Raw logits [2, C] of the aware (0) and the agnostic (1) branch over a candidate set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How one token was chosen. Logarithms are natural; the token is the device's id."""
+
+    token: int
+    base_token: int
+    """What the cloud alone would have emitted (its most probable token)."""
+    policy_logprob: float
+    """log policy(token)."""
+    base_logprob: float
+    """log base(token); policy minus base is what the token tells the cloud (the ledger's entry)."""
+    margin: float = float("inf")
+    """Steered score of the best minus the second best: a near tie if below 1e-3."""
+    source: str = "steered"
+    """`steered`, `cloud` (gated or late device), `device` (late cloud)."""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether steering changed the token."""
+        return self.token != self.base_token
+
+
+class Device(Protocol):
+    """The device's half of a position: two rows of keys and values, and a rule.
+
+    Lengths count answer tokens: after `prefill` it is 0, after `extend([a, b])` it is 2.
+    """
+
+    end_ids: frozenset[int]
+    """Tokens that end the answer."""
+
+    @property
+    def length(self) -> int:
+        """Answer tokens in both rows' caches."""
+        ...
+
+    def prefill(self) -> None:
+        """Both prompts into the caches."""
+        ...
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append answer tokens to both rows."""
+        ...
+
+    def rollback(self, length: int) -> None:
+        """Forget all answer tokens from `length` on."""
+        ...
+
+    def head(self, candidates: CandidateSet) -> Scores:
+        """Logits of both branches for the next position, over `candidates.ids`."""
+        ...
+
+    def choose(self, position: int, candidates: CandidateSet, scores: Scores) -> Decision:
+        """The token for `position`: a function of these arguments and the seed alone."""
+        ...
+
+    def load(self, kind: Kind, tokens: int = 0, candidates: int = 0) -> Load:
+        """How big that piece of work would be now."""
+        ...

@@ -1,0 +1,1 @@
+"""Decoding schedules as sans-IO generators: `actions` is the seam, `lockstep` the plainest."""

@@ -1,0 +1,1 @@
+"""From a model to a device-ready bundle, with the proof beside it."""
