@@ -1,0 +1,1 @@
+"""Speed on this machine, each figure with the command that made it."""

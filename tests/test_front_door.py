@@ -1,0 +1,146 @@
+"""The command line itself: quick to ask for help, one line on every failure."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import subprocess
+import sys
+
+import pytest
+import typer
+
+import costeer
+from edge_runtime.errors import BundleError, UsageError
+
+
+def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter: what one test imported is not there for the next."""
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Make the verb `inspect` raise `error`."""
+
+    def verb() -> None:
+        raise error
+
+    monkeypatch.setattr(costeer.Verb, "load", lambda self: verb)
+
+
+def test_help_imports_no_library_that_is_slow_to_load() -> None:
+    done = in_a_process(
+        "-c",
+        "import sys, costeer; code = costeer.run(['--help']); print(*sys.modules); sys.exit(code)",
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    slow = {"torch", "transformers", "onnxruntime", "numpy", "pydantic", "rich.console", "simpy"}
+    assert not loaded & slow
+
+
+def test_help_names_every_verb() -> None:
+    page = in_a_process("-m", "costeer", "--help").stdout
+    for verb in costeer.VERBS:
+        assert f"  {verb.name} " in page
+        assert verb.help in page
+
+
+@pytest.mark.parametrize("verb", costeer.VERBS, ids=lambda verb: verb.name)
+def test_every_verb_leads_to_something_that_can_be_called(verb: costeer.Verb) -> None:
+    module, _, name = verb.where.partition(":")
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not built yet")
+    target = getattr(importlib.import_module(module), name)
+    assert isinstance(target, typer.Typer) or inspect.isfunction(target)
+    assert inspect.getdoc(target) or isinstance(target, typer.Typer)
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (
+            ["exprt"],
+            "costeer: No such command 'exprt'. Did you mean 'export', 'report'? "
+            "See costeer --help.",
+        ),
+        (["--nonsense"], "costeer: No such option: --nonsense. See costeer --help."),
+    ],
+)
+def test_a_mistyped_command_line_is_one_line(
+    typed: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert costeer.run(typed) == 2
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_a_missing_argument_names_the_verb(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verb(bundle: str) -> None:
+        """Needs one."""
+
+    monkeypatch.setattr(costeer.Verb, "load", lambda self: verb)
+    assert costeer.run(["inspect"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("costeer inspect: Missing argument")
+    assert error.endswith("See costeer inspect --help.\n")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            UsageError("--gain", "not a number", got="big", allowed="0 or more"),
+            2,
+            "--gain: not a number (got big; allowed 0 or more).",
+        ),
+        (
+            BundleError("b/manifest.json", "no such file", todo="Export one first"),
+            3,
+            "b/manifest.json: no such file. Export one first.",
+        ),
+        (KeyboardInterrupt(), 130, "costeer: interrupted."),
+        (
+            ZeroDivisionError("division\nby zero"),
+            1,
+            "costeer: unexpected ZeroDivisionError: division by zero. "
+            "Run again with COSTEER_DEBUG=1 to see where.",
+        ),
+        (
+            ModuleNotFoundError("No module named 'onnx'", name="onnx"),
+            3,
+            "costeer inspect: a library that this verb needs is not installed: onnx. "
+            'pip install "costeer-edge[all]".',
+        ),
+    ],
+)
+def test_every_failure_is_one_line_and_a_code(
+    error: BaseException,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv(costeer.DEBUG, raising=False)
+    fails(monkeypatch, error)
+    assert costeer.run(["inspect"]) == code
+    assert capsys.readouterr().err == line + "\n"
+
+
+def test_the_traceback_is_there_for_who_asks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(costeer.DEBUG, "1")
+    fails(monkeypatch, ZeroDivisionError("oops"))
+    assert costeer.run(["inspect"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_version_is_the_one_that_is_packaged(capsys: pytest.CaptureFixture[str]) -> None:
+    assert costeer.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"costeer-edge {costeer.__version__}\n"
