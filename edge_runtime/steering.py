@@ -1,0 +1,301 @@
+"""The rule: what the device does to the cloud's prediction, as pure numpy.
+
+At each position the cloud gives L = log p(. | query, y<t), the device's small model gives
+D = log p(. | note, query, y<t) - log p(. | query, y<t), and the answer's policy is
+softmax(L + k D). The paper (CoSteer, arXiv 2507.04756, Eq. 4-9) gets there by T rounds of an
+online-learning update; `gain` is the closed form of those rounds, so they cost one multiply-add
+(the proof is in docs/method.md, the loop itself in tests/test_steering.py as the oracle).
+
+Constants over the vocabulary cancel in L + k D, so D may be a difference of raw logits over the
+candidates alone. Rules that do need the small model's normalisers say so: `Method.full_head`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.candidates import CandidateSet
+from edge_runtime.errors import UsageError, did_you_mean
+
+Floats = npt.NDArray[np.floating]
+AWARE, AGNOSTIC = 0, 1
+"""Rows of the small model: with the private note, and without it."""
+
+Base = Literal["cloud", "informed-cloud", "aware", "agnostic"]
+"""Whose prediction is steered: the cloud's; the cloud's after uploading the note (an upper bound
+that breaks privacy); the small model's own, with the note or without."""
+Rule = Literal["linear", "positive"]
+"""L + k D, or L + k max(D, 0): raise what the note speaks for, lower nothing."""
+
+OWN_BEST = 8
+"""`Method.mix`: so many best tokens of the aware row join the cloud's candidates."""
+
+
+def gain(
+    rounds: int = 20, alpha: float = 2.0, beta: float = 1.0, lam: float = 2.0, eta: float = 10.0
+) -> float:
+    """The gain k that `rounds` FTRL updates amount to (k_1 = 0.476, k_20 = 1.783).
+
+    With S_0 = k_0 = 0: S_t = S_{t-1} + alpha k_{t-1} + beta, then
+    k_t = (S_t + k_{t-1} / eta) / (t lam + 1 / eta).
+    """
+    if rounds < 0 or eta <= 0 or lam < 0:
+        raise UsageError(
+            "steering",
+            "these rounds have no gain",
+            got=f"rounds={rounds}, lam={lam:g}, eta={eta:g}",
+            allowed="rounds >= 0, lam >= 0, eta > 0",
+        )
+    k = s = 0.0
+    for t in range(1, rounds + 1):
+        s += alpha * k + beta
+        k = (s + k / eta) / (t * lam + 1 / eta)
+    return k
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One steering rule with its numbers.
+
+    The policy is ``(1 - mix) softmax(base + gain * f(D)) + mix * p_aware`` on the candidates, with
+    f the identity (`linear`) or max(., 0) (`positive`), after D was clipped to [-clip, clip].
+    """
+
+    name: str
+    gain: float = 0.0
+    rule: Rule = "linear"
+    base: Base = "cloud"
+    mix: float = 0.0
+    clip: float | None = None
+    """Bounds what one token can tell about the note: 4 gain clip nats when sampling."""
+    late_gain: float | None = None
+    """The gain from position `decay_tokens` on, reached linearly; None: constant."""
+    decay_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        for what, value, low, high in (
+            ("gain", self.gain, 0.0, 100.0),
+            ("late gain", self.late_gain, 0.0, 100.0),
+            ("mix", self.mix, 0.0, 1.0),
+            ("clip", self.clip, 0.0, 1e4),
+            ("decay", self.decay_tokens, 0, 1_000_000),
+        ):
+            if value is not None and not low <= value <= high:
+                raise UsageError(
+                    f"method {self.name}",
+                    f"the {what} is out of range",
+                    got=value,
+                    allowed=f"{low:g} to {high:g}",
+                )
+
+    @property
+    def steers(self) -> bool:
+        """Whether the small model has any say."""
+        late = self.late_gain or 0.0
+        return self.gain > 0 or late > 0 or self.mix > 0 or self.base in ("aware", "agnostic")
+
+    @property
+    def full_head(self) -> bool:
+        """Whether the rule needs the small model's logits over the whole vocabulary."""
+        return self.rule == "positive" or self.mix > 0 or self.base in ("aware", "agnostic")
+
+    @property
+    def asks_cloud(self) -> bool:
+        """Whether a cloud takes part at all."""
+        return self.base in ("cloud", "informed-cloud")
+
+    def gain_at(self, position: int) -> float:
+        """The gain for the answer's `position`-th token."""
+        if self.late_gain is None:
+            return self.gain
+        done = min(1.0, position / self.decay_tokens) if self.decay_tokens else 1.0
+        return self.gain + (self.late_gain - self.gain) * done
+
+
+PRESETS: Mapping[str, Method] = MappingProxyType(
+    {
+        m.name: m
+        for m in (
+            Method("costeer", gain(20)),
+            Method("light", gain(1)),
+            Method("blend", 0.75, rule="positive", mix=0.15),
+            Method("context-steering", 1.0, base="aware"),
+            Method("linear-alignment", 1.0, base="agnostic"),
+            Method("proxy", 1.0),
+            Method("cloud-only"),
+            Method("device-only", base="aware"),
+            Method("upload", base="informed-cloud"),
+        )
+    }
+)
+"""`costeer`, `light`: the paper with T = 20 and T = 1. `context-steering` (CoS, arXiv 2405.01768)
+and `linear-alignment` (arXiv 2401.11458): the small model steers itself. `proxy` (proxy tuning,
+arXiv 2401.08565): the aware row is a tuned small model, the agnostic row the untuned one."""
+
+
+def method(name: str, gain: float | None = None) -> Method:
+    """The preset called `name`, with another `gain` if given. Raises `UsageError`."""
+    if name not in PRESETS:
+        raise UsageError("method", "no such method", got=name, todo=did_you_mean(name, PRESETS))
+    preset = PRESETS[name]
+    if gain is None:
+        return preset
+    if not preset.steers or name == "device-only":
+        raise UsageError(
+            f"method {name}", "this method has no gain", got=gain, todo="Leave the gain out"
+        )
+    return replace(preset, gain=gain)
+
+
+def log_softmax(scores: Floats) -> Floats:
+    """Natural log-probabilities along the last axis; the input's precision is kept."""
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def steer(base: Floats, delta: Floats, gain: float) -> Floats:
+    """log softmax(base + gain * delta): the paper's iterate after the rounds that make `gain`."""
+    return log_softmax(base + base.dtype.type(gain) * delta)
+
+
+def clip(delta: Floats, bound: float | None) -> Floats:
+    """`delta` within [-bound, bound]; None: as it is."""
+    return delta if bound is None else np.clip(delta, -bound, bound)
+
+
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """The policy for one position: ids [C] (ascending), log policy [C] and log base [C] (nats)."""
+
+    ids: npt.NDArray[np.int64]
+    policy: Floats
+    base: Floats
+
+
+def policy(method: Method, candidates: CandidateSet, logits: Floats, position: int = 0) -> Steered:
+    """Apply `method` to the cloud's `candidates` and the small model's raw `logits`.
+
+    `logits` is [2, C] over `candidates.ids`, or [2, V] where `method.full_head` asks for it.
+    """
+    if not method.steers:
+        base = log_softmax(candidates.logprobs)
+        return Steered(candidates.ids, base, base)
+    k = method.gain_at(position)
+    if not method.full_head:
+        delta = logits[AWARE] - logits[AGNOSTIC]
+        if method.clip is not None:
+            # Raw logits carry an arbitrary offset; a bound on D means something only without it.
+            delta = clip(log_softmax(logits[AWARE]) - log_softmax(logits[AGNOSTIC]), method.clip)
+        base = log_softmax(candidates.logprobs)
+        return Steered(candidates.ids, steer(base, delta, k), base)
+    own = log_softmax(logits)
+    if not method.asks_cloud:
+        base = own[AWARE if method.base == "aware" else AGNOSTIC]
+        base = log_softmax(base[candidates.ids])
+        ids = candidates.ids
+    else:
+        ids, base = _with_own_best(candidates, own[AWARE]) if method.mix else _plain(candidates)
+    aware = own[AWARE][ids]
+    delta = clip(aware - own[AGNOSTIC][ids], method.clip)
+    if method.rule == "positive":
+        delta = np.maximum(delta, 0)
+    steered = steer(base, delta, k)
+    if method.mix:
+        with np.errstate(divide="ignore"):
+            rest, share = np.log(1 - method.mix), np.log(method.mix)
+        steered = log_softmax(np.logaddexp(rest + steered, share + aware))
+    return Steered(ids, steered.astype(base.dtype, copy=False), base)
+
+
+def _plain(candidates: CandidateSet) -> tuple[npt.NDArray[np.int64], Floats]:
+    return candidates.ids, log_softmax(candidates.logprobs)
+
+
+def _with_own_best(candidates: CandidateSet, aware: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+    """The candidates and the aware row's best tokens, with the cloud's log-probabilities.
+
+    Of the tokens that the cloud did not send only their total mass is known: each gets an equal
+    share of it, and never more than the least of those that were sent.
+    """
+    if candidates.full:
+        return _plain(candidates)
+    size = len(aware)
+    best = np.argpartition(aware, size - OWN_BEST)[size - OWN_BEST :] if size > OWN_BEST else None
+    extra = np.setdiff1d(np.arange(size) if best is None else best, candidates.ids)
+    if not len(extra):
+        return _plain(candidates)
+    unseen = max(candidates.left_out, 1e-12) / max(1, size - len(candidates.ids))
+    level = min(float(np.log(unseen)), float(candidates.logprobs.min()))
+    ids = np.concatenate([candidates.ids, extra])
+    logprobs = np.concatenate(
+        [candidates.logprobs, np.full(len(extra), level, candidates.logprobs.dtype)]
+    )
+    order = np.argsort(ids)
+    return ids[order], log_softmax(logprobs[order])
+
+
+@functools.lru_cache(maxsize=64)
+def _key(seed: int) -> int:
+    words = np.random.SeedSequence(seed, spawn_key=(0x73616D70,)).generate_state(2, np.uint64)
+    return int(words[0]) | int(words[1]) << 64
+
+
+def uniform(seed: int, position: int) -> float:
+    """The one random number in [0, 1) that belongs to `position` of an answer.
+
+    Counter-based, so that a schedule may visit positions in any order, or twice.
+    """
+    return float(np.random.Generator(np.random.Philox(key=_key(seed), counter=position)).random())
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """How a token is taken from a policy: the best (`temperature` 0), or drawn."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    """Draw among the most probable tokens that together have this much probability."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 100:
+            raise UsageError(
+                "sampler",
+                "the temperature is out of range",
+                got=self.temperature,
+                allowed="0 to 100",
+            )
+        if not 0 < self.top_p <= 1:
+            raise UsageError(
+                "sampler", "top-p is out of range", got=self.top_p, allowed="above 0, at most 1"
+            )
+        if self.seed < 0:
+            raise UsageError("sampler", "the seed is negative", got=self.seed, allowed="0 or more")
+
+    def index(self, logprobs: Floats, position: int) -> int:
+        """The index into `logprobs` [C] (in ascending order of ids) of the token for `position`.
+
+        Greedy: the best, of equals the lowest id. Otherwise by inverse CDF with the position's
+        one uniform number, so that every schedule that sees the same policy draws the same.
+        """
+        if self.temperature == 0:
+            return int(np.argmax(logprobs))
+        weights = np.exp(log_softmax(logprobs.astype(np.float64) / self.temperature))
+        if self.top_p < 1:
+            order = np.argsort(-weights, kind="stable")
+            mass = np.cumsum(weights[order])
+            kept = order[: int(np.searchsorted(mass, self.top_p)) + 1]
+            weights[np.setdiff1d(np.arange(len(weights)), kept)] = 0
+        cdf = np.cumsum(weights)
+        drawn = np.searchsorted(cdf, uniform(self.seed, position) * cdf[-1], side="right")
+        return int(min(drawn, np.flatnonzero(weights)[-1]))
+
+
+GREEDY = Sampler()
