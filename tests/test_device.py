@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -29,16 +31,16 @@ class Rows:
     def past(self) -> int:
         return self.prompt + len(self.tokens)
 
-    def prefill(self, aware, agnostic):
+    def prefill(self, aware: Sequence[int], agnostic: Sequence[int]) -> None:
         self.tokens, self.prompt = [], max(len(aware), len(agnostic))
 
-    def extend(self, tokens):
+    def extend(self, tokens: Sequence[int]) -> None:
         self.tokens += tokens
 
-    def rollback(self, length):
+    def rollback(self, length: int) -> None:
         del self.tokens[length:]
 
-    def logits(self, ids=None):
+    def logits(self, ids: np.ndarray | None = None) -> np.ndarray:
         self.asked.append(None if ids is None else len(ids))
         row = self.table[self.length]
         return row if ids is None else row[:, ids]
@@ -55,7 +57,7 @@ def candidates_of(seed: int, kept: int = 64) -> CandidateSet:
     return TopK(kept).decode(TopK(kept).encode(base))
 
 
-def test_a_steered_device_computes_the_candidates_rows_alone(rows):
+def test_a_steered_device_computes_the_candidates_rows_alone(rows: Rows) -> None:
     device = SteeredDevice(rows, Prompts((1, 2, 3), (3,)), method("light"), end_ids=[0])
     device.prefill()
     assert device.load("prefill").tokens == 3
@@ -77,7 +79,7 @@ def test_a_steered_device_computes_the_candidates_rows_alone(rows):
     assert device.length == 0
 
 
-def test_rules_with_normalisers_get_the_whole_head(rows):
+def test_rules_with_normalisers_get_the_whole_head(rows: Rows) -> None:
     device = SteeredDevice(rows, Prompts((1,), (1,)), PRESETS["blend"])
     device.prefill()
     candidates = candidates_of(1)
@@ -86,7 +88,7 @@ def test_rules_with_normalisers_get_the_whole_head(rows):
     assert device.load("head", candidates=64).candidates == 500
 
 
-def test_the_decision_holds_the_policys_and_the_clouds_log_probability():
+def test_the_decision_holds_the_policys_and_the_clouds_log_probability() -> None:
     candidates = candidates_of(2)
     scores = np.random.default_rng(3).normal(0, 1, (2, 64)).astype(np.float32)
     decision = choose(method("costeer"), GREEDY, 0, candidates, scores)
@@ -97,7 +99,7 @@ def test_the_decision_holds_the_policys_and_the_clouds_log_probability():
     assert decision.policy_logprob == pytest.approx(steered[at], abs=1e-5)
 
 
-def test_at_a_temperature_the_ratio_is_that_of_what_was_drawn():
+def test_at_a_temperature_the_ratio_is_that_of_what_was_drawn() -> None:
     candidates = candidates_of(2)
     scores = np.zeros((2, 64), np.float32)
     decision = choose(method("light"), Sampler(temperature=0.5, seed=1), 3, candidates, scores)
@@ -105,7 +107,7 @@ def test_at_a_temperature_the_ratio_is_that_of_what_was_drawn():
     assert decision.policy_logprob == pytest.approx(decision.base_logprob, abs=1e-6)
 
 
-def test_a_cloud_only_device_takes_the_clouds_best_and_needs_no_model():
+def test_a_cloud_only_device_takes_the_clouds_best_and_needs_no_model() -> None:
     device = CloudOnlyDevice(end_ids=[7])
     device.prefill()
     candidates = candidates_of(4)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,8 +24,13 @@ from edge_runtime.steering import (
     uniform,
 )
 
+Array = npt.NDArray[np.floating]
+Numbers = tuple[int, float, float, float, float]
 
-def paper_rounds(base, delta, rounds, alpha, beta, lam, eta):
+
+def paper_rounds(
+    base: Array, delta: Array, rounds: int, alpha: float, beta: float, lam: float, eta: float
+) -> Array:
     """The update of arXiv 2507.04756, round by round, with a log-softmax in each: the oracle."""
     x, u = base.copy(), np.zeros_like(base)
     for t in range(1, rounds + 1):
@@ -40,13 +48,14 @@ hyperparameters = st.tuples(
 )
 
 
-def a_position(size, seed, dtype):
+def a_position(size: int, seed: int, dtype: type) -> tuple[Array, Array, Array]:
     """Log-probabilities of a cloud, an aware and an agnostic model over `size` tokens."""
     draws = np.random.default_rng(seed).normal(0, 2, (3, size))
-    return tuple(log_softmax(row).astype(dtype) for row in draws)
+    base, aware, agnostic = log_softmax(draws).astype(dtype)
+    return base, aware, agnostic
 
 
-def test_the_papers_gains():
+def test_the_papers_gains() -> None:
     assert gain(1) == pytest.approx(0.4761904762, abs=1e-10)
     assert gain(5) == pytest.approx(1.1256, abs=1e-4)
     assert gain(20) == pytest.approx(1.7832568431, abs=1e-10)
@@ -57,7 +66,7 @@ def test_the_papers_gains():
 
 @settings(max_examples=80, deadline=None)
 @given(hyperparameters, st.integers(2, 3000), st.integers(0, 2**32 - 1))
-def test_the_rounds_are_one_gain_in_float64(numbers, size, seed):
+def test_the_rounds_are_one_gain_in_float64(numbers: Numbers, size: int, seed: int) -> None:
     base, aware, agnostic = a_position(size, seed, np.float64)
     k = gain(*numbers)
     # The identity is exact; what float64 loses grows with the exponents themselves.
@@ -70,7 +79,9 @@ def test_the_rounds_are_one_gain_in_float64(numbers, size, seed):
 
 @settings(max_examples=40, deadline=None)
 @given(hyperparameters, st.integers(2, 3000), st.integers(0, 2**32 - 1))
-def test_the_rounds_are_one_gain_in_float32_probabilities(numbers, size, seed):
+def test_the_rounds_are_one_gain_in_float32_probabilities(
+    numbers: Numbers, size: int, seed: int
+) -> None:
     base, aware, agnostic = a_position(size, seed, np.float64)
     expected = np.exp(paper_rounds(base, aware - agnostic, *numbers))
     ours = steer(base.astype(np.float32), (aware - agnostic).astype(np.float32), gain(*numbers))
@@ -78,7 +89,7 @@ def test_the_rounds_are_one_gain_in_float32_probabilities(numbers, size, seed):
     np.testing.assert_allclose(np.exp(ours), expected, atol=1e-4)
 
 
-def test_the_defaults_hold_on_a_whole_vocabulary():
+def test_the_defaults_hold_on_a_whole_vocabulary() -> None:
     base, aware, agnostic = a_position(151_936, 3, np.float64)
     expected = paper_rounds(base, aware - agnostic, 20, 2, 1, 2, 10)
     np.testing.assert_allclose(steer(base, aware - agnostic, gain()), expected, atol=1e-10)
@@ -95,8 +106,8 @@ def test_the_defaults_hold_on_a_whole_vocabulary():
     st.integers(0, 2**32 - 1),
 )
 def test_restricted_candidates_and_raw_logits_give_the_restricted_rounds(
-    numbers, size, kept, offset, seed
-):
+    numbers: Numbers, size: int, kept: int, offset: float, seed: int
+) -> None:
     base, aware, agnostic = a_position(size, seed, np.float64)
     ids = np.sort(np.random.default_rng(seed).permutation(size)[:kept])
     k = gain(*numbers)
@@ -110,14 +121,16 @@ def test_restricted_candidates_and_raw_logits_give_the_restricted_rounds(
     np.testing.assert_allclose(steered.policy, expected, atol=1e-9, rtol=1e-10)
 
 
-def candidate_set(size=200, kept=20, seed=0):
+def candidate_set(
+    size: int = 200, kept: int = 20, seed: int = 0
+) -> tuple[CandidateSet, Array, Array, Array]:
     base, aware, agnostic = a_position(size, seed, np.float64)
     ids = np.sort(np.argsort(-base)[:kept])
     left_out = 1 - float(np.exp(base[ids]).sum())
     return CandidateSet(ids, base[ids], left_out=left_out), aware, agnostic, base
 
 
-def test_blend_is_the_mixture_it_says():
+def test_blend_is_the_mixture_it_says() -> None:
     candidates, aware, agnostic, base = candidate_set()
     everything = CandidateSet(np.arange(200), base, full=True)
     steered = policy(PRESETS["blend"], everything, np.stack([aware + 7, agnostic - 2]))
@@ -135,7 +148,7 @@ def test_blend_is_the_mixture_it_says():
     assert few.base[outside].max() <= few.base[~outside].min()
 
 
-def test_device_only_and_context_steering_leave_the_cloud_out():
+def test_device_only_and_context_steering_leave_the_cloud_out() -> None:
     _, aware, agnostic, base = candidate_set()
     everything = CandidateSet(np.arange(200), base, full=True)
     logits = np.stack([aware, agnostic])
@@ -145,7 +158,7 @@ def test_device_only_and_context_steering_leave_the_cloud_out():
     np.testing.assert_allclose(cos.policy, log_softmax(1.5 * aware - 0.5 * agnostic), atol=1e-12)
 
 
-def test_no_gain_is_the_cloud():
+def test_no_gain_is_the_cloud() -> None:
     candidates, aware, agnostic, _ = candidate_set()
     logits = np.stack([aware, agnostic])[:, candidates.ids]
     steered = policy(PRESETS["cloud-only"], candidates, logits)
@@ -154,7 +167,7 @@ def test_no_gain_is_the_cloud():
 
 @settings(max_examples=40, deadline=None)
 @given(st.floats(0.1, 5), st.floats(0.1, 3), st.integers(0, 2**32 - 1))
-def test_a_clip_bounds_what_a_token_can_tell(bound, k, seed):
+def test_a_clip_bounds_what_a_token_can_tell(bound: float, k: float, seed: int) -> None:
     """The exponents of two notes differ by at most 2 k c, so log-policies by at most 4 k c."""
     candidates, aware, agnostic, _ = candidate_set(seed=seed)
     clipped = Method("m", k, clip=bound)
@@ -165,7 +178,7 @@ def test_a_clip_bounds_what_a_token_can_tell(bound, k, seed):
     assert np.abs(policies[0].policy - policies[1].policy).max() <= 4 * k * bound + 1e-9
 
 
-def test_a_decaying_gain():
+def test_a_decaying_gain() -> None:
     decaying = Method("m", 1.8, late_gain=0.4, decay_tokens=24)
     assert [decaying.gain_at(p) for p in (0, 12, 24, 100)] == pytest.approx([1.8, 1.1, 0.4, 0.4])
 
@@ -188,17 +201,17 @@ def test_a_decaying_gain():
         ),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(make, text):
+def test_what_cannot_be_is_said_in_one_line(make: Callable[[], object], text: str) -> None:
     with pytest.raises(UsageError) as caught:
         make()
     assert str(caught.value) == text
 
 
-def test_greedy_takes_the_lowest_id_of_equals():
+def test_greedy_takes_the_lowest_id_of_equals() -> None:
     assert Sampler().index(np.log([0.2, 0.4, 0.4]), 0) == 1
 
 
-def test_one_uniform_number_a_position_in_any_order():
+def test_one_uniform_number_a_position_in_any_order() -> None:
     forwards = [uniform(7, p) for p in range(50)]
     backwards = [uniform(7, p) for p in reversed(range(50))]
     assert forwards == backwards[::-1]
@@ -209,20 +222,20 @@ def test_one_uniform_number_a_position_in_any_order():
     assert ((draws >= 0) & (draws < 1)).all()
 
 
-def test_sampling_follows_the_distribution():
+def test_sampling_follows_the_distribution() -> None:
     probabilities = np.array([0.5, 0.1, 0.3, 0.1])
     sampler = Sampler(temperature=1.0, seed=5)
     drawn = [sampler.index(np.log(probabilities), p) for p in range(4000)]
     counts = np.bincount(drawn, minlength=4) / 4000
     np.testing.assert_allclose(counts, probabilities, atol=0.03)
     sharp = Sampler(temperature=0.5, seed=5)
-    counts = np.bincount([sharp.index(np.log(probabilities), p) for p in range(4000)], minlength=4)
+    sharper = np.bincount([sharp.index(np.log(probabilities), p) for p in range(4000)], minlength=4)
     np.testing.assert_allclose(
-        counts / 4000, probabilities**2 / (probabilities**2).sum(), atol=0.03
+        sharper / 4000, probabilities**2 / (probabilities**2).sum(), atol=0.03
     )
 
 
-def test_top_p_draws_only_from_the_nucleus():
+def test_top_p_draws_only_from_the_nucleus() -> None:
     logprobs = np.log(np.array([0.05, 0.5, 0.05, 0.3, 0.1]))
     sampler = Sampler(temperature=1.0, top_p=0.75, seed=1)
     assert {sampler.index(logprobs, p) for p in range(500)} == {1, 3}
@@ -232,7 +245,7 @@ def test_top_p_draws_only_from_the_nucleus():
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 1000))
-def test_a_draw_does_not_depend_on_candidates_without_mass(seed, position):
+def test_a_draw_does_not_depend_on_candidates_without_mass(seed: int, position: int) -> None:
     logprobs = np.array([-1e9, np.log(0.6), -1e9, np.log(0.4), -1e9])
     with_them = Sampler(temperature=1.0, seed=seed).index(logprobs, position)
     without = Sampler(temperature=1.0, seed=seed).index(logprobs[[1, 3]], position)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -37,7 +38,7 @@ def text() -> Text:
     return Text(byte_tokenizer(), TEMPLATE)
 
 
-def test_the_two_prompts(text):
+def test_the_two_prompts(text: Text) -> None:
     prompts = text.prompts("Where to eat?", "I am vegetarian.")
     assert text.decode(prompts.agnostic, skip_special=False) == (
         "<|im_start|>user\nWhere to eat?<|im_end|>\n<|im_start|>assistant\n"
@@ -47,7 +48,7 @@ def test_the_two_prompts(text):
     )
 
 
-def test_without_a_note_both_prompts_are_the_query(text):
+def test_without_a_note_both_prompts_are_the_query(text: Text) -> None:
     prompts = text.prompts("Where to eat?")
     assert prompts.aware == prompts.agnostic
     assert prompts.note == 0
@@ -58,19 +59,21 @@ words = st.from_regex(r"[A-Z][a-z]{0,8}( [a-z]{1,8}){0,3}\?", fullmatch=True)
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(min_size=1, max_size=40), words, words)
-def test_the_notes_tokens_are_the_same_for_every_query(note, one, two):
+def test_the_notes_tokens_are_the_same_for_every_query(note: str, one: str, two: str) -> None:
     text = Text(byte_tokenizer(), TEMPLATE)
     first, second = text.prompts(one, note), text.prompts(two, note)
     assert first.note == second.note == len(text.note(note))
     assert first.aware[: first.note] == second.aware[: second.note]
     assert text.chat(f"{note}\n\n").startswith(
-        text.decode(first.aware[: first.note], skip_special=False).rstrip("\N{REPLACEMENT CHARACTER}")
+        text.decode(first.aware[: first.note], skip_special=False).rstrip(
+            "\N{REPLACEMENT CHARACTER}"
+        )
     )
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(min_size=1, max_size=20), st.text(max_size=10))
-def test_what_counts_as_the_note_is_there_even_under_odd_queries(note, query):
+def test_what_counts_as_the_note_is_there_even_under_odd_queries(note: str, query: str) -> None:
     text = Text(byte_tokenizer(), TEMPLATE)
     prompts = text.prompts(query, note)
     assert list(prompts.aware[: prompts.note]) == text.note(note)[: prompts.note]
@@ -78,7 +81,7 @@ def test_what_counts_as_the_note_is_there_even_under_odd_queries(note, query):
 
 @settings(max_examples=80, deadline=None)
 @given(st.text(max_size=60))
-def test_streaming_shows_whole_characters_and_loses_none(words):
+def test_streaming_shows_whole_characters_and_loses_none(words: str) -> None:
     text = Text(byte_tokenizer(), TEMPLATE)
     stream = text.stream()
     pieces = [stream.push(token) for token in text.encode(words)]
@@ -86,19 +89,19 @@ def test_streaming_shows_whole_characters_and_loses_none(words):
     assert "".join(pieces) + stream.flush() == text.decode(text.encode(words))
 
 
-def test_a_template_that_refuses_is_said_in_one_line():
+def test_a_template_that_refuses_is_said_in_one_line() -> None:
     refusing = Text(byte_tokenizer(), "{{ raise_exception('system first') }}")
     with pytest.raises(BundleError, match=r"chat template: it cannot take .*system first"):
         refusing.prompts("hello")
 
 
-def test_a_template_cannot_reach_outside():
+def test_a_template_cannot_reach_outside() -> None:
     hostile = Text(byte_tokenizer(), "{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(BundleError):
         hostile.prompts("hello")
 
 
-def test_the_fingerprint_is_the_same_however_the_vocabulary_came(tmp_path):
+def test_the_fingerprint_is_the_same_however_the_vocabulary_came(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     path = tmp_path / "tokenizer.json"
     tokenizer.save(str(path))
@@ -117,7 +120,7 @@ def test_the_fingerprint_is_the_same_however_the_vocabulary_came(tmp_path):
     assert fingerprint(swapped) != expected
 
 
-def test_a_broken_tokenizer_file_is_a_bundle_error(tmp_path):
+def test_a_broken_tokenizer_file_is_a_bundle_error(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text("{")
     with pytest.raises(BundleError, match="not a readable tokenizer"):
