@@ -34,6 +34,10 @@ class CloudModel(Protocol):
         """A new, empty sequence: an opaque handle to its KV cache."""
         ...
 
+    def fork(self, sequence: Any, keep: int) -> Any:
+        """A new sequence that begins with the first `keep` tokens of `sequence`, cache included."""
+        ...
+
     def close(self, sequence: Any) -> None:
         """Free the sequence's cache."""
         ...
@@ -56,7 +60,20 @@ class ScoreRequest:
     keep: int
     tokens: tuple[int, ...]
     every: bool = False
+    speculative: bool = False
+    """A guess at what the device will ask for: a server runs it when nobody is waiting."""
 
     def __call__(self) -> Logprobs:
         """Run this request alone."""
         return self.model.score([self])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreBatch:
+    """Several requests of one session for one forward pass (run-ahead's branches)."""
+
+    requests: tuple[ScoreRequest, ...]
+
+    def __call__(self) -> list[Logprobs]:
+        """Run them together, without any other session's."""
+        return self.requests[0].model.score(self.requests)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.candidates import CandidateSet
 from edge_runtime.schedules.actions import Kind, Load
+
+Use = Literal["choose", "draft", "accept", "resample"]
+"""What a random number is for: each use has its own stream, so that schedules draw the same."""
 
 Scores = npt.NDArray[np.float32]
 """Raw logits [2, C] of the aware (0) and the agnostic (1) branch over a candidate set."""
@@ -72,8 +75,32 @@ class Device(Protocol):
         """Logits of both branches for the next position, over `candidates.ids`."""
         ...
 
-    def choose(self, position: int, candidates: CandidateSet, scores: Scores) -> Decision:
-        """The token for `position`: a function of these arguments and the seed alone."""
+    def choose(
+        self, position: int, candidates: CandidateSet, scores: Scores, token: int | None = None
+    ) -> Decision:
+        """The token for `position`: a function of these arguments and the seed alone.
+
+        With `token`, the record of that token instead of the own draw (a draft that was accepted).
+        """
+        ...
+
+    def policy(self, position: int, candidates: CandidateSet, scores: Scores) -> CandidateSet:
+        """The distribution that `choose` draws from, normalised, after temperature and top-p.
+
+        Greedy: the one best token with log-probability 0.
+        """
+        ...
+
+    def alone(self, position: int, base: CandidateSet | None = None) -> CandidateSet:
+        """The aware model's own distribution for the next position, after the sampler's rule.
+
+        `base`, the last prediction known from the cloud, may be blended in. For drafts, and for
+        tokens that the cloud is too late for.
+        """
+        ...
+
+    def uniform(self, position: int, use: Use) -> float:
+        """The random number in [0, 1) for one use at one position: a function of the seed."""
         ...
 
     def load(self, kind: Kind, tokens: int = 0, candidates: int = 0) -> Load:

@@ -24,8 +24,8 @@ PROTOCOL = 1
 
 Mode = Literal["step", "stream", "score"]
 """What the cloud does after an `Extend`: predict the next position and wait (`step`, lockstep);
-go on along its own best tokens within the window (`stream`, run-ahead); predict every position
-that the tokens cover, and the next (`score`, draft)."""
+go on along its own best tokens within the window (`stream`, run-ahead); predict the position after
+each of the tokens, in one pass (`score`, draft)."""
 
 F = TypeVar("F")
 
@@ -69,11 +69,11 @@ class Open(msgspec.Struct, frozen=True, tag="open", array_like=True):
     mode: Mode
     max_tokens: int
     window: int = 0
-    """`stream`: positions the cloud may be ahead of the last credit."""
+    """`stream`: positions the cloud may be ahead of the last credit (0: the cloud adapts it)."""
     branches: int = 1
-    """`stream`: best tokens to follow at each position, its own included."""
+    """`stream`: continuations to follow at once (rows of a forward pass), the best one included."""
     depth: int = 0
-    """`stream`: how many steps a side branch is followed."""
+    """`stream`: how many steps a side branch is followed (0: as far as the window)."""
     session: str = ""
     emitted: tuple[int, ...] = ()
     epoch: int = 0
@@ -125,7 +125,17 @@ class Candidates(msgspec.Struct, frozen=True, tag="candidates", array_like=True)
     payload: bytes
     after: tuple[int, ...] = ()
     """The tokens directly before `position` that this prediction assumes and that the cloud chose
-    itself: empty in lockstep; in run-ahead its last own token; on a side branch, the branch."""
+    itself, since the last token it had from the device: empty in lockstep. All tokens before those
+    are the answer's own, so the prediction holds if and only if the answer goes on with `after`."""
+    stamp: bytes = b""
+
+
+class Scores(msgspec.Struct, frozen=True, tag="scores", array_like=True):
+    """`score`: predictions for `position`, `position` + 1, ..., from one forward pass."""
+
+    epoch: int
+    position: int
+    payloads: tuple[bytes, ...]
     stamp: bytes = b""
 
 
@@ -151,7 +161,7 @@ class Closed(msgspec.Struct, frozen=True, tag="closed", array_like=True):
 
 
 Up = Open | Extend | Credit | Close
-Down = Opened | Candidates | Refusal | Closed
+Down = Opened | Candidates | Scores | Refusal | Closed
 Frame = Up | Down
 
 _encoder = msgspec.msgpack.Encoder()

@@ -15,7 +15,7 @@ Times are on the driver's own monotonic clock: a schedule may subtract two of th
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class Load:
     """Tokens already in the KV cache (the longest row)."""
     candidates: int = 0
     """Vocabulary entries the head is computed for; 0: the head is not run."""
+    speculative: bool = False
+    """The cloud's guess at what will be asked next: a server does it when nobody is waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,10 @@ class Finish:
 
     reason: Literal["end", "length", "closed"]
     """`end`: an end-of-answer token was emitted; `length`: max_tokens; `closed`: the peer left."""
+    counters: dict[str, float] = field(default_factory=dict)
+    """For `Transcript.counters`: divergences, wasted_cloud_tokens, accepted, gated, late, ..."""
+    notes: tuple[str, ...] = ()
+    """For `Transcript.notes`: what a user should know about this run, one line each."""
 
 
 Schedule = Generator[Action, Any, Finish]
