@@ -48,7 +48,7 @@ class CosteerError(Exception):
             line += f" ({'; '.join(parts)})"
         line += "."
         if self.todo:
-            line += f" {self.todo.rstrip('.')}."
+            line += f" {self.todo}" if self.todo.endswith((".", "?")) else f" {self.todo}."
         return " ".join(line.split())
 
 
