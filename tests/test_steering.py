@@ -186,7 +186,7 @@ def test_a_decaying_gain() -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: method("costear"), "method: no such method (got costear). Did you mean costeer?."),
+        (lambda: method("costear"), "method: no such method (got costear). Did you mean costeer?"),
         (
             lambda: method("cloud-only", 1.0),
             "method cloud-only: this method has no gain (got 1.0). Leave the gain out.",
