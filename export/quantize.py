@@ -118,7 +118,7 @@ def zero_points(parts: GraphParts, count: int) -> str:
 def block_weights(weight: Array, bits: int, block: int) -> tuple[Array, Array]:
     """Symmetric blocks for MatMulNBits: weight [N, K] as uint8 [N, blocks, bytes] and its scales.
 
-    Scales are float32 [N, blocks]; the last block is padded with zeros. The zero point is 2^(bits-1).
+    Scales are float32 [N, blocks]; the last block is padded with zeros; the zero is 2^(bits-1).
     """
     rows, width = weight.shape
     blocks = -(-width // block)
