@@ -29,7 +29,7 @@ class CandidateSet:
     """Token ids [C] (ascending), their log-probabilities [C] (nats), and what is not among them."""
 
     ids: Ids
-    logprobs: npt.NDArray[np.float32]
+    logprobs: Floats
     left_out: float = 0.0
     """Probability mass of the tokens that are not here; 0 for the full vocabulary."""
     full: bool = False

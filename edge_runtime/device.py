@@ -8,10 +8,14 @@ from typing import Protocol
 import numpy as np
 
 from edge_runtime.candidates import CandidateSet
-from edge_runtime.policy import Decision, Scores
+from edge_runtime.errors import UsageError
+from edge_runtime.policy import Decision, Scores, Use
+from edge_runtime.sampling import GREEDY, Sampler
 from edge_runtime.schedules.actions import Kind, Load
-from edge_runtime.steering import GREEDY, PRESETS, Method, Sampler, log_softmax, policy
+from edge_runtime.steering import AWARE, PRESETS, Method, log_softmax, policy
 from edge_runtime.text import Prompts
+
+CLOUD = PRESETS["cloud-only"]
 
 
 class Branches(Protocol):
@@ -47,29 +51,39 @@ class Branches(Protocol):
 
 
 def choose(
-    method: Method, sampler: Sampler, position: int, candidates: CandidateSet, scores: Scores
+    method: Method,
+    sampler: Sampler,
+    position: int,
+    candidates: CandidateSet,
+    scores: Scores | None,
+    token: int | None = None,
 ) -> Decision:
-    """The token for `position`: a function of the arguments alone.
+    """The token for `position`, or the record of `token`: a function of the arguments alone.
 
-    Log-probabilities in the decision are those at the sampler's temperature (greedy: at 1).
+    Without `scores` the cloud's own prediction is the policy. Log-probabilities in the decision
+    are those at the sampler's temperature (greedy: at 1).
     """
-    steered = policy(method, candidates, scores, position)
-    at = sampler.index(steered.policy, position)
+    rule = method if scores is not None else CLOUD
+    steered = policy(rule, candidates, scores, position)
     base, chosen = steered.base, steered.policy
+    if token is None:
+        token = sampler.token(steered.ids, chosen, position)
     margin = float("inf")
     if len(chosen) > 1:
         second, best = np.partition(chosen, len(chosen) - 2)[-2:]
         margin = float(best - second)
     if sampler.temperature not in (0, 1):
         base, chosen = (log_softmax(x / x.dtype.type(sampler.temperature)) for x in (base, chosen))
-    cloud = method.asks_cloud
+    at = int(np.searchsorted(steered.ids, token))
+    known = at < len(steered.ids) and steered.ids[at] == token
+    cloud = rule.asks_cloud
     return Decision(
-        token=int(steered.ids[at]),
-        base_token=candidates.best if cloud else int(steered.ids[int(np.argmax(steered.base))]),
-        policy_logprob=float(chosen[at]),
-        base_logprob=float(base[at]),
+        token=token,
+        base_token=candidates.best if cloud else int(steered.ids[int(np.argmax(base))]),
+        policy_logprob=float(chosen[at]) if known else -np.inf,
+        base_logprob=float(base[at]) if known else -np.inf,
         margin=margin,
-        source=("steered" if method.steers else "cloud") if cloud else "device",
+        source=("steered" if rule.steers else "cloud") if cloud else "device",
     )
 
 
@@ -115,9 +129,35 @@ class SteeredDevice:
         whole = self.method.full_head or candidates.full
         return self.branches.logits(None if whole else candidates.ids)
 
-    def choose(self, position: int, candidates: CandidateSet, scores: Scores) -> Decision:
-        """The token for `position`."""
-        return choose(self.method, self.sampler, position, candidates, scores)
+    def choose(
+        self,
+        position: int,
+        candidates: CandidateSet,
+        scores: Scores | None,
+        token: int | None = None,
+    ) -> Decision:
+        """The token for `position`, or the record of `token`; no scores: the cloud's own."""
+        return choose(self.method, self.sampler, position, candidates, scores, token)
+
+    def policy(
+        self, position: int, candidates: CandidateSet, scores: Scores | None
+    ) -> CandidateSet:
+        """The distribution that `choose` draws from."""
+        rule = self.method if scores is not None else CLOUD
+        steered = policy(rule, candidates, scores, position)
+        return self.sampler.distribution(steered.ids, steered.policy)
+
+    def alone(self, position: int, base: CandidateSet | None = None) -> CandidateSet:
+        """The aware model's own distribution for the next position, after the sampler's rule;
+        with `base`, what the rule makes of that prediction instead."""
+        if base is not None:
+            return self.policy(position, base, self.head(base))
+        aware = self.branches.logits()[AWARE]
+        return self.sampler.distribution(np.arange(len(aware)), aware)
+
+    def uniform(self, position: int, use: Use = "choose") -> float:
+        """The random number in [0, 1) for one use at one position."""
+        return self.sampler.uniform(position, use)
 
     def load(self, kind: Kind, tokens: int = 0, candidates: int = 0) -> Load:
         """How big that piece of work would be now."""
@@ -164,9 +204,35 @@ class CloudOnlyDevice:
         """Zeros [2, C]: no opinion."""
         return np.zeros((2, len(candidates.ids)), np.float32)
 
-    def choose(self, position: int, candidates: CandidateSet, scores: Scores) -> Decision:
-        """The cloud's token."""
-        return choose(self.method, self.sampler, position, candidates, scores)
+    def choose(
+        self,
+        position: int,
+        candidates: CandidateSet,
+        scores: Scores | None,
+        token: int | None = None,
+    ) -> Decision:
+        """The cloud's token, or the record of `token`."""
+        return choose(self.method, self.sampler, position, candidates, None, token)
+
+    def policy(
+        self, position: int, candidates: CandidateSet, scores: Scores | None
+    ) -> CandidateSet:
+        """The cloud's prediction, after the sampler's rule."""
+        return self.sampler.distribution(candidates.ids, log_softmax(candidates.logprobs))
+
+    def alone(self, position: int, base: CandidateSet | None = None) -> CandidateSet:
+        """The last known prediction: there is no model to ask."""
+        if base is None:
+            raise UsageError(
+                "device",
+                "without a bundle there is nothing to draft from",
+                todo="Use another schedule, or a method that runs the small model",
+            )
+        return self.policy(position, base, None)
+
+    def uniform(self, position: int, use: Use = "choose") -> float:
+        """The random number in [0, 1) for one use at one position."""
+        return self.sampler.uniform(position, use)
 
     def load(self, kind: Kind, tokens: int = 0, candidates: int = 0) -> Load:
         """No work."""

@@ -12,7 +12,6 @@ candidates alone. Rules that do need the small model's normalisers say so: `Meth
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -179,12 +178,15 @@ class Steered:
     base: Floats
 
 
-def policy(method: Method, candidates: CandidateSet, logits: Floats, position: int = 0) -> Steered:
+def policy(
+    method: Method, candidates: CandidateSet, logits: Floats | None, position: int = 0
+) -> Steered:
     """Apply `method` to the cloud's `candidates` and the small model's raw `logits`.
 
-    `logits` is [2, C] over `candidates.ids`, or [2, V] where `method.full_head` asks for it.
+    `logits` is [2, C] over `candidates.ids`, or [2, V] where `method.full_head` asks for it; a
+    method that does not steer needs none.
     """
-    if not method.steers:
+    if logits is None or not method.steers:
         base = log_softmax(candidates.logprobs)
         return Steered(candidates.ids, base, base)
     k = method.gain_at(position)
@@ -239,63 +241,3 @@ def _with_own_best(candidates: CandidateSet, aware: Floats) -> tuple[npt.NDArray
     )
     order = np.argsort(ids)
     return ids[order], log_softmax(logprobs[order])
-
-
-@functools.lru_cache(maxsize=64)
-def _key(seed: int) -> int:
-    words = np.random.SeedSequence(seed, spawn_key=(0x73616D70,)).generate_state(2, np.uint64)
-    return int(words[0]) | int(words[1]) << 64
-
-
-def uniform(seed: int, position: int) -> float:
-    """The one random number in [0, 1) that belongs to `position` of an answer.
-
-    Counter-based, so that a schedule may visit positions in any order, or twice.
-    """
-    return float(np.random.Generator(np.random.Philox(key=_key(seed), counter=position)).random())
-
-
-@dataclass(frozen=True, slots=True)
-class Sampler:
-    """How a token is taken from a policy: the best (`temperature` 0), or drawn."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    """Draw among the most probable tokens that together have this much probability."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 100:
-            raise UsageError(
-                "sampler",
-                "the temperature is out of range",
-                got=self.temperature,
-                allowed="0 to 100",
-            )
-        if not 0 < self.top_p <= 1:
-            raise UsageError(
-                "sampler", "top-p is out of range", got=self.top_p, allowed="above 0, at most 1"
-            )
-        if self.seed < 0:
-            raise UsageError("sampler", "the seed is negative", got=self.seed, allowed="0 or more")
-
-    def index(self, logprobs: Floats, position: int) -> int:
-        """The index into `logprobs` [C] (in ascending order of ids) of the token for `position`.
-
-        Greedy: the best, of equals the lowest id. Otherwise by inverse CDF with the position's
-        one uniform number, so that every schedule that sees the same policy draws the same.
-        """
-        if self.temperature == 0:
-            return int(np.argmax(logprobs))
-        weights = np.exp(log_softmax(logprobs.astype(np.float64) / self.temperature))
-        if self.top_p < 1:
-            order = np.argsort(-weights, kind="stable")
-            mass = np.cumsum(weights[order])
-            kept = order[: int(np.searchsorted(mass, self.top_p)) + 1]
-            weights[np.setdiff1d(np.arange(len(weights)), kept)] = 0
-        cdf = np.cumsum(weights)
-        drawn = np.searchsorted(cdf, uniform(self.seed, position) * cdf[-1], side="right")
-        return int(min(drawn, np.flatnonzero(weights)[-1]))
-
-
-GREEDY = Sampler()

@@ -212,7 +212,7 @@ class FakeDevice:
             best = int(np.argmax(logits))
             return CandidateSet(ids[best : best + 1], np.zeros(1, np.float32))
         logprobs = log_softmax(logits / self.temperature)
-        return CandidateSet(ids, logprobs)  # type: ignore[arg-type]  # float64 on purpose
+        return CandidateSet(ids, logprobs)
 
     def uniform(self, position: int, use: Use = "choose") -> float:
         return _mix(_mix(self.seed, position), _hash_text(use)) / 2**64

