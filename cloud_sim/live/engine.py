@@ -1,0 +1,171 @@
+"""One thread that computes for all sessions: whoever waits is served in one forward pass.
+
+Requests that arrive while a pass runs form the next batch. A pass takes each sequence at most
+once, first come first served; requests marked `speculative` (run-ahead's guesses) ride along when
+there is room and otherwise wait until nobody else does. A pass that fails ends the sessions that
+were in it, not the engine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from cloud_sim.model import CloudModel, Logprobs, ScoreBatch, ScoreRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What one piece of work gave, and where its time went."""
+
+    result: Any
+    queue_ms: float
+    """From being handed in to the beginning of its pass."""
+    compute_ms: float
+    """The whole pass, shared with whoever else was in it."""
+    finished_ms: float
+    """When the pass ended, on `time.monotonic`'s clock."""
+
+
+@dataclass(slots=True)
+class _Job:
+    requests: tuple[ScoreRequest, ...]
+    single: bool
+    future: Future[Scored]
+    submitted_ms: float
+    speculative: bool
+
+
+@dataclass(slots=True)
+class Totals:
+    """Since the engine began."""
+
+    passes: int = 0
+    requests: int = 0
+    tokens: int = 0
+    largest_batch: int = 0
+    busy_ms: float = 0.0
+
+
+@dataclass(slots=True)
+class Batching:
+    """How large a pass may get."""
+
+    requests: int = 64
+    tokens: int = 2048
+    """New tokens; a single larger job still runs, alone."""
+
+
+class Engine:
+    """Runs `CloudModel.score` for many sessions; `submit` may be called from any thread."""
+
+    def __init__(
+        self,
+        model: CloudModel,
+        batching: Batching | None = None,
+        on_thread: Callable[[], None] | None = None,
+    ) -> None:
+        self.model = model
+        self.totals = Totals()
+        self._batching = batching or Batching()
+        self._waiting: list[_Job] = []
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._on_thread = on_thread
+        self._thread = threading.Thread(target=self._run, name="costeer-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that no pass has taken up yet."""
+        return len(self._waiting)
+
+    def submit(self, work: ScoreRequest | ScoreBatch) -> Future[Scored]:
+        """Have `work` computed. Cancelling the future before its pass begins takes it back."""
+        single = isinstance(work, ScoreRequest)
+        requests = (work,) if isinstance(work, ScoreRequest) else work.requests
+        future: Future[Scored] = Future()
+        guess = all(request.speculative for request in requests)
+        job = _Job(requests, single, future, time.monotonic() * 1e3, guess)
+        with self._changed:
+            if self._stopped:
+                raise RuntimeError("the engine has been stopped")
+            self._waiting.append(job)
+            self._changed.notify()
+        return future
+
+    def stop(self) -> None:
+        """Let the running pass end, cancel the rest, end the thread."""
+        with self._changed:
+            self._stopped = True
+            for job in self._waiting:
+                job.future.cancel()
+            self._waiting.clear()
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        if self._on_thread is not None:
+            self._on_thread()
+        while True:
+            with self._changed:
+                while not self._waiting and not self._stopped:
+                    self._changed.wait()
+                if self._stopped:
+                    return
+                jobs = self._next()
+            jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            if jobs:
+                self._pass(jobs)
+
+    def _next(self) -> list[_Job]:
+        """The next batch, taken out of the queue: whoever waits before whoever guesses."""
+        chosen: list[_Job] = []
+        requests = tokens = 0
+        for job in sorted(self._waiting, key=lambda job: job.speculative):
+            new = sum(len(request.tokens) for request in job.requests)
+            room = (
+                requests + len(job.requests) <= self._batching.requests
+                and tokens + new <= self._batching.tokens
+            )
+            if chosen and not room:
+                continue
+            chosen.append(job)
+            requests += len(job.requests)
+            tokens += new
+        taken = set(map(id, chosen))
+        self._waiting = [job for job in self._waiting if id(job) not in taken]
+        return chosen
+
+    def _pass(self, jobs: Sequence[_Job]) -> None:
+        requests = [request for job in jobs for request in job.requests]
+        began = time.monotonic() * 1e3
+        try:
+            results: list[Logprobs] = self.model.score(requests)
+        except BaseException as error:
+            for job in jobs:
+                job.future.set_exception(error)
+            return
+        ended = time.monotonic() * 1e3
+        totals = self.totals
+        totals.passes += 1
+        totals.requests += len(requests)
+        totals.tokens += sum(len(request.tokens) for request in requests)
+        totals.largest_batch = max(totals.largest_batch, len(requests))
+        totals.busy_ms += ended - began
+        at = 0
+        for job in jobs:
+            mine = results[at : at + len(job.requests)]
+            at += len(job.requests)
+            job.future.set_result(
+                Scored(
+                    mine[0] if job.single else list(mine),
+                    began - job.submitted_ms,
+                    ended - began,
+                    ended,
+                )
+            )

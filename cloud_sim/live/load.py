@@ -1,0 +1,177 @@
+"""A causal language model and its tokenizer from wherever the user keeps one.
+
+Takes the short name of the embedded default, a local folder in transformers' form, a GGUF file, or
+a hub id. Weights read from a GGUF file are dequantized: the cloud computes in floating point.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from gguf import GGUFReader
+
+from edge_runtime.errors import EnvironmentFailure, UsageError, did_you_mean
+from edge_runtime.text import Text
+from edge_runtime.weights import ALIASES, Progress, fetch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES |= {"float64": torch.float64}
+
+END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>")
+"""Tokens that end an answer wherever a vocabulary has them as special tokens: conversion to GGUF
+and back loses all but one of a model's end tokens, and sometimes names the wrong one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to run, and what surrounds it."""
+
+    name: str
+    model: Any
+    """transformers' causal LM, on its device, in evaluation mode."""
+    text: Text
+    end_ids: tuple[int, ...]
+
+
+def load(
+    source: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    attention: str = "sdpa",
+    progress: Progress | None = None,
+) -> Loaded:
+    """The model that `source` names, on `device` (a torch device) in `dtype`.
+
+    `attention` is transformers' name of an attention implementation. Raises `UsageError` for a
+    source, device or dtype that is none, `EnvironmentFailure` for a file that cannot be read.
+    """
+    if dtype not in DTYPES:
+        raise UsageError("dtype", "no such number format", got=dtype, allowed=", ".join(DTYPES))
+    where = _device(device)
+    tell = progress or (lambda what, done: None)
+    if source in ALIASES:
+        source, name = str(fetch(ALIASES[source], progress)), source
+    else:
+        name = Path(source).name
+    path = Path(source).expanduser()
+    tell(f"loading {name}", 0.0)
+    arguments: dict[str, Any] = {}
+    if path.is_file():
+        _check_gguf(path)
+        folder, arguments = str(path.parent), {"gguf_file": path.name}
+    elif path.is_dir():
+        folder, arguments = str(path), {"local_files_only": True}
+    elif source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        folder = source
+    else:
+        raise UsageError(
+            "model",
+            "it is no file, no folder and no hub id",
+            got=source,
+            allowed=f"{', '.join(ALIASES)}, a folder, a .gguf file, or OWNER/NAME",
+            todo=did_you_mean(source, ALIASES) if len(ALIASES) > 1 else "",
+        )
+    try:
+        with _silence():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **arguments)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=DTYPES[dtype], attn_implementation=attention, **arguments
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise EnvironmentFailure(
+            "model",
+            f"it cannot be loaded: {first.rstrip('.')}",
+            got=source,
+            todo="Check the name, the file, and the connection to the hub",
+        ) from error
+    model = model.to(where).eval().requires_grad_(False)
+    ends = _end_ids(tokenizer, model, path if path.is_file() else None)
+    eos = tokenizer.convert_ids_to_tokens(ends[0]) if ends else ""
+    text = Text(
+        tokenizer.backend_tokenizer,
+        _template(tokenizer),
+        bos=tokenizer.bos_token or "",
+        eos=eos or "",
+    )
+    tell(f"{name} is loaded", 1.0)
+    return Loaded(name, model, text, ends)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            "device", "no such device", got=name, allowed="cpu, cuda, cuda:N"
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentFailure(
+            "device", "this machine or this torch has no CUDA", got=name, todo="Use --device cpu"
+        )
+    return device
+
+
+def _check_gguf(path: Path) -> None:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise EnvironmentFailure(
+            "model", "the file is no GGUF file", got=path, todo="Name a .gguf file or a folder"
+        )
+
+
+def _end_ids(tokenizer: Any, model: Any, gguf: Path | None) -> tuple[int, ...]:
+    """Tokens that end an answer; the model's own first.
+
+    transformers 4.57 reads SmolLM2's and Qwen2.5's eos wrongly from GGUF, so there the file itself
+    is asked.
+    """
+    ends: list[int] = []
+    if gguf is not None:
+        fields = GGUFReader(gguf).fields
+        keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+        ends += [int(fields[key].contents()) for key in keys if key in fields]
+    else:
+        configured = model.generation_config.eos_token_id
+        ends += configured if isinstance(configured, list) else [configured]
+        ends.append(tokenizer.eos_token_id)
+    known = tokenizer.get_vocab()
+    ends += [known[token] for token in END_TOKENS if token in known]
+    return tuple(dict.fromkeys(int(end) for end in ends if end is not None))
+
+
+def _template(tokenizer: Any) -> str:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default", "")
+    return template or ""
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Loading talks a lot, to standard output among others; the user hears from us alone."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.ERROR)
+    transformers.logging.disable_progress_bar()
+    with (
+        warnings.catch_warnings(),
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            transformers.logging.set_verbosity(before)

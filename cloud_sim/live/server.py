@@ -1,0 +1,246 @@
+"""The cloud model's server: one WebSocket a session, one engine for all.
+
+    GET /          upgraded to a WebSocket: frames of `edge_runtime.wire`, one session
+    GET /health    JSON: model, protocol, sessions, what the engine has done
+
+With a token, the upgrade request must carry ``Authorization: Bearer TOKEN``. A client that may not
+come in is told why: the upgrade is accepted, a `Refusal` frame sent, the connection closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from cloud_sim.live.connection import POLICY_VIOLATION, Gone, ServerLimits, close, drive, send
+from cloud_sim.live.engine import Engine
+from cloud_sim.model import CloudModel
+from cloud_sim.session import session
+from edge_runtime import wire
+from edge_runtime.errors import EnvironmentFailure
+
+KEEPALIVE_S = 20.0
+"""The server pings after so much silence and drops a client that does not answer in as long:
+that is how a half-open connection is noticed."""
+
+
+class Service:
+    """What all connections of one application share."""
+
+    def __init__(self, model: CloudModel, limits: ServerLimits, token: str | None) -> None:
+        self.model = model
+        self.limits = limits
+        self.engine = Engine(model)
+        self._token = token
+        self._connections: set[asyncio.Task[None]] = set()
+        self.served = 0
+        self.refused = 0
+
+    @property
+    def sessions(self) -> int:
+        """Connections that are being served."""
+        return len(self._connections)
+
+    async def connect(self, socket: WebSocket) -> None:
+        """Serve one WebSocket from upgrade to close."""
+        await socket.accept()
+        refusal = self._unwelcome(socket)
+        if refusal is not None:
+            self.refused += 1
+            try:
+                await send(socket, refusal, self.limits.send_s)
+            except Gone:
+                return
+            await close(socket, POLICY_VIOLATION, refusal.code)
+            return
+        self.served += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            answer = session(self.model, self.limits.session)
+            await drive(answer, socket, self.engine, self.limits)
+        finally:
+            self._connections.discard(task)
+
+    def _unwelcome(self, socket: WebSocket) -> wire.Refusal | None:
+        if self._token is not None:
+            shown = socket.headers.get("authorization", "")
+            expected = f"Bearer {self._token}"
+            if not hmac.compare_digest(shown.encode(), expected.encode()):
+                return wire.Refusal(
+                    "unauthorized",
+                    "cloud",
+                    "the token is wrong" if shown else "this server wants a token",
+                    todo="Name the file that holds the server's token with --token-file",
+                )
+        if self.sessions >= self.limits.sessions:
+            return wire.Refusal(
+                "busy",
+                "cloud",
+                "the server has as many sessions as it allows",
+                str(self.sessions),
+                f"at most {self.limits.sessions}",
+                "Try again later",
+            )
+        return None
+
+    async def health(self, request: Request) -> JSONResponse:
+        """What the server is doing."""
+        return JSONResponse(
+            {
+                "model": self.model.name,
+                "protocol": wire.PROTOCOL,
+                "sessions": self.sessions,
+                "served": self.served,
+                "refused": self.refused,
+                "waiting": self.engine.waiting,
+                "engine": asdict(self.engine.totals),
+            }
+        )
+
+    async def stop(self) -> None:
+        """End all sessions and the engine."""
+        for task in list(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.to_thread(self.engine.stop)
+
+
+def create_app(
+    model: CloudModel, limits: ServerLimits | None = None, token: str | None = None
+) -> Starlette:
+    """The ASGI application around `model`; its engine starts and stops with it."""
+    holder: list[Service] = []
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        service = Service(model, limits or ServerLimits(), token)
+        app.state.service = service
+        holder.append(service)
+        try:
+            yield
+        finally:
+            holder.remove(service)
+            await service.stop()
+
+    async def connect(socket: WebSocket) -> None:
+        await holder[-1].connect(socket)
+
+    async def health(request: Request) -> JSONResponse:
+        return await holder[-1].health(request)
+
+    routes = [WebSocketRoute("/", connect), Route("/health", health)]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificate chain and private key (PEM files) for wss."""
+
+    certificate: str
+    key: str
+
+
+class Server(uvicorn.Server):
+    """uvicorn on a socket that is already bound, so that port 0 gets a number before it starts."""
+
+    def __init__(
+        self,
+        app: Starlette,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        limits: ServerLimits | None = None,
+        tls: Tls | None = None,
+        ready: Callable[[], None] | None = None,
+    ) -> None:
+        limits = limits or ServerLimits()
+        self._socket = _bound(host, port)
+        self.host, self.port = self._socket.getsockname()[:2]
+        self.url = f"{'wss' if tls else 'ws'}://{host}:{self.port}"
+        self._ready = ready
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="error",
+                lifespan="on",
+                ws="websockets-sansio",
+                # Our own limit refuses with a frame; this one only protects the memory.
+                ws_max_size=4 * limits.frame_bytes,
+                ws_per_message_deflate=False,
+                ws_ping_interval=KEEPALIVE_S,
+                ws_ping_timeout=KEEPALIVE_S,
+                timeout_graceful_shutdown=2,
+                ssl_certfile=tls.certificate if tls else None,
+                ssl_keyfile=tls.key if tls else None,
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        if self._ready is not None and self.started:
+            self._ready()
+
+    def run_here(self) -> None:
+        """Serve until interrupted."""
+        try:
+            self.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+
+
+@contextmanager
+def running(
+    model: CloudModel,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    limits: ServerLimits | None = None,
+    token: str | None = None,
+) -> Iterator[Server]:
+    """A server in a thread of this process, listening when the block begins."""
+    listening = threading.Event()
+    app = create_app(model, limits, token)
+    server = Server(app, host, port, limits=limits, ready=listening.set)
+    thread = threading.Thread(target=server.run_here, name="costeer-server", daemon=True)
+    thread.start()
+    try:
+        while not listening.wait(0.1):
+            if not thread.is_alive():
+                raise EnvironmentFailure("serve", "the server did not start")
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise EnvironmentFailure(
+            "serve",
+            f"the address cannot be listened on: {reason}",
+            got=f"{host}:{port}",
+            todo="Choose another --host or --port (0: any free one)",
+        ) from error
+    return listener
