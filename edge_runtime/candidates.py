@@ -135,3 +135,10 @@ def codec(name: str) -> Codec:
     raise UsageError(
         "codec", "no such candidate codec", got=name, allowed="full, topk:K with K >= 1"
     )
+
+
+def draw(distribution: CandidateSet, uniform: float) -> int:
+    """The token at `uniform` in [0, 1) of the inverse CDF over ascending ids."""
+    cumulative = np.cumsum(np.exp(distribution.logprobs.astype(np.float64)))
+    at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return int(distribution.ids[min(at, len(distribution.ids) - 1)])

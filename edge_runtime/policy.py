@@ -76,9 +76,15 @@ class Device(Protocol):
         ...
 
     def choose(
-        self, position: int, candidates: CandidateSet, scores: Scores, token: int | None = None
+        self,
+        position: int,
+        candidates: CandidateSet,
+        scores: Scores | None,
+        token: int | None = None,
     ) -> Decision:
         """The token for `position`: a function of these arguments and the seed alone.
+
+        Without `scores` it is the cloud's own token, unsteered (gated, or the device is late).
 
         With `token`, the record of that token instead of the own draw (a draft that was accepted).
         """

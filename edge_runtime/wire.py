@@ -77,13 +77,17 @@ class Open(msgspec.Struct, frozen=True, tag="open", array_like=True):
     session: str = ""
     emitted: tuple[int, ...] = ()
     epoch: int = 0
-    """`stream`: the epoch that frames of a resumed answer carry."""
+    """The epoch that frames of a resumed answer carry; the next `Extend` has the one after it."""
+    least_chance: float = 0.0
+    """`stream`: continuations less likely than this are not computed ahead."""
 
 
 class Extend(msgspec.Struct, frozen=True, tag="extend", array_like=True):
     """The answer from `position` on is `tokens`: roll back to `position` first if you are ahead.
 
-    `epoch` marks every frame that follows from this one, so that older ones can be told apart.
+    What comes before `position` is what the cloud has been told, and after that its own best
+    tokens. `epoch` counts these frames: it marks all that follows from this one, and one that
+    comes twice or too early can be told from the next.
     """
 
     epoch: int
@@ -100,6 +104,9 @@ class Credit(msgspec.Struct, frozen=True, tag="credit", array_like=True):
 
 class Close(msgspec.Struct, frozen=True, tag="close", array_like=True):
     """The device has what it wanted."""
+
+    tokens: int = 0
+    """Length of the answer, so that the cloud can say what it computed in vain."""
 
 
 # --- down: from the cloud to the device ---

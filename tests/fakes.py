@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_sim.model import Logprobs, ScoreRequest
-from edge_runtime.candidates import CandidateSet
+from edge_runtime.candidates import CandidateSet, draw
 from edge_runtime.policy import Decision, Scores, Use
 from edge_runtime.schedules.actions import Kind, Load
 
@@ -179,9 +179,16 @@ class FakeDevice:
         return log_softmax(candidates.logprobs.astype(np.float64) + self.gain * delta)
 
     def choose(
-        self, position: int, candidates: CandidateSet, scores: Scores, token: int | None = None
+        self,
+        position: int,
+        candidates: CandidateSet,
+        scores: Scores | None,
+        token: int | None = None,
     ) -> Decision:
-        assert position == self.length, "steered with a cache of another position"
+        if scores is None:
+            scores = np.zeros((2, len(candidates.ids)), np.float32)
+        else:
+            assert position == self.length, "steered with a cache of another position"
         if token is None and self.forced is not None:
             token = self.forced[position]
         if token is None:
@@ -219,10 +226,3 @@ class FakeDevice:
 
     def load(self, kind: Kind, tokens: int = 0, candidates: int = 0) -> Load:
         return Load(rows=2, tokens=tokens, past=self.length, candidates=candidates)
-
-
-def draw(distribution: CandidateSet, uniform: float) -> int:
-    """Inverse CDF over ascending ids."""
-    cumulative = np.cumsum(np.exp(distribution.logprobs.astype(np.float64)))
-    at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    return int(distribution.ids[min(at, len(distribution.ids) - 1)])

@@ -149,13 +149,14 @@ class _Run:
         finish: Finish = self.device.result
         transcript.finish = finish.reason
         transcript.counters.update(finish.counters)
+        transcript.round_trips = int(transcript.counters.pop("round_trips", 0))
         transcript.notes.extend(finish.notes)
         return transcript
 
     def _run(self) -> None:
-        sides = (self.device, self.cloud)
         turn = 0
         while not self.device.done:
+            sides = (self.device, self.cloud)
             self.now += 1
             for side in sides:
                 side.deliver(self.now)

@@ -1,18 +1,13 @@
-"""The few moves every schedule makes: open, wait for a frame of a kind, steer one position."""
+"""What is asked of the cloud, what it answers, and which of its predictions still hold."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 from edge_runtime import wire
 from edge_runtime.candidates import CandidateSet, Codec
-from edge_runtime.errors import ConnectionFailed, Refused
-from edge_runtime.policy import Decision, Device
-from edge_runtime.schedules.actions import Action, Arrival, Compute, Load, Receive
-
-F = TypeVar("F", bound=wire.Down)
+from edge_runtime.errors import Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +20,7 @@ class Request:
     max_tokens: int
 
     def open(self, mode: wire.Mode, **more: Any) -> wire.Open:
-        """The frame that begins the answer."""
+        """The frame that begins the answer, or resumes it."""
         return wire.Open(
             protocol=wire.PROTOCOL,
             query=self.query,
@@ -35,25 +30,6 @@ class Request:
             max_tokens=self.max_tokens,
             **more,
         )
-
-
-def expect(kind: type[F]) -> Generator[Action, Any, F]:
-    """Wait for the next frame, which must be of `kind`.
-
-    Raises `Refused` for a refusal and `ConnectionFailed` for anything else.
-    """
-    event = yield Receive()
-    frame = event.frame if isinstance(event, Arrival) else event
-    if isinstance(frame, wire.Refusal):
-        raise refused(frame)
-    if not isinstance(frame, kind):
-        raise ConnectionFailed(
-            "cloud",
-            "the server answered out of turn",
-            got=type(frame).__name__,
-            allowed=kind.__name__,
-        )
-    return frame
 
 
 def refused(frame: wire.Refusal) -> Refused:
@@ -68,15 +44,45 @@ def refused(frame: wire.Refusal) -> Refused:
     )
 
 
-def steer(
-    device: Device, position: int, candidates: CandidateSet
-) -> Generator[Action, Any, Decision]:
-    """Head over the candidates, then the rule: the token for `position`."""
-    size = len(candidates.ids)
-    scores = yield Compute(
-        "head", lambda: device.head(candidates), device.load("head", candidates=size)
-    )
-    decision: Decision = yield Compute(
-        "steer", lambda: device.choose(position, candidates, scores), Load(candidates=size)
-    )
-    return decision
+@dataclass(slots=True)
+class Predictions:
+    """Predictions that have arrived, found by the answer they assume.
+
+    A prediction for position p says which tokens the cloud assumed beyond those it had been told
+    (`Candidates.after`). It holds if the emitted answer ends, at p, with exactly those tokens:
+    whatever order frames came in, however often, and on whichever branch the cloud made them.
+    """
+
+    codec: Codec
+    stale: int = 0
+    """Predictions dropped because the answer went another way."""
+    _by_position: dict[int, dict[tuple[int, ...], bytes]] = field(default_factory=dict)
+
+    def add(self, frame: wire.Candidates | wire.Scores, emitted: list[int]) -> None:
+        """Keep what may still come true; `emitted` is the answer so far."""
+        if isinstance(frame, wire.Scores):
+            for offset, payload in enumerate(frame.payloads):
+                self._by_position.setdefault(frame.position + offset, {})[()] = payload
+            return
+        known = frame.position - len(frame.after)
+        so_far = tuple(emitted[known : frame.position])
+        if frame.position < len(emitted) or so_far != frame.after[: len(so_far)]:
+            self.stale += 1
+        else:
+            self._by_position.setdefault(frame.position, {})[frame.after] = frame.payload
+
+    def find(self, emitted: list[int]) -> CandidateSet | None:
+        """The prediction for the next position of the answer `emitted`, if it is here."""
+        for after, payload in self._by_position.get(len(emitted), {}).items():
+            if tuple(emitted[len(emitted) - len(after) :]) == after:
+                return self.codec.decode(payload)
+        return None
+
+    def forget_before(self, position: int) -> None:
+        """Drop what the answer has passed."""
+        for old in [p for p in self._by_position if p < position]:
+            del self._by_position[old]
+
+    def clear(self) -> None:
+        """Drop everything (drafts that were not taken)."""
+        self._by_position.clear()

@@ -10,30 +10,33 @@ max(step, round trip + cloud) + head + steer.
 
 from __future__ import annotations
 
-from functools import partial
-
-from edge_runtime import wire
 from edge_runtime.policy import Device
-from edge_runtime.schedules.actions import Compute, Emit, Finish, Schedule, Send
-from edge_runtime.schedules.exchange import Request, expect, steer
+from edge_runtime.schedules.actions import Schedule
+from edge_runtime.schedules.answer import Answer
+from edge_runtime.schedules.deadlines import Deadline
+from edge_runtime.schedules.exchange import Request
+from edge_runtime.schedules.gates import Gate
 
 
-def lockstep(device: Device, request: Request) -> Schedule:
+def lockstep(
+    device: Device,
+    request: Request,
+    *,
+    gate: Gate | None = None,
+    deadline: Deadline | None = None,
+) -> Schedule:
     """Emit at most `request.max_tokens` tokens, asking the cloud for one prediction each."""
-    yield Send(request.open("step"))
-    yield Compute("prefill", device.prefill, device.load("prefill"))
-    yield from expect(wire.Opened)
-    for position in range(request.max_tokens):
-        frame = yield from expect(wire.Candidates)
-        decision = yield from steer(device, position, request.codec.decode(frame.payload))
-        token = decision.token
-        yield Emit(token, decision)
-        if token in device.end_ids:
+    answer = Answer(device, request, gate or Gate(), deadline or Deadline())
+    yield from answer.open("step")
+    yield from answer.prefill()
+    while not answer.ended:
+        base = yield from answer.prediction()
+        decision = yield from answer.decide(base)
+        yield from answer.emit(decision)
+        if answer.ended:
             break
-        if position + 1 == request.max_tokens:
-            yield Send(wire.Close())
-            return Finish("length")
-        yield Send(wire.Extend(epoch=0, position=position, tokens=(token,)))
-        yield Compute("step", partial(device.extend, [token]), device.load("step", tokens=1))
-    yield Send(wire.Close())
-    return Finish("end")
+        if base is not None:
+            yield from answer.extend()
+        if not answer.gate.closed:
+            yield from answer.keep_up()
+    return (yield from answer.finish())

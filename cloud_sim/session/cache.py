@@ -1,0 +1,78 @@
+"""One KV cache and the tokens in it, and the shelf for caches of broken connections."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloud_sim.model import CloudModel, ScoreRequest
+
+
+@dataclass(slots=True)
+class Cache:
+    """A model's sequence and the tokens it holds, prompt included."""
+
+    model: CloudModel
+    sequence: Any
+    tokens: list[int] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, model: CloudModel) -> Cache:
+        """A new sequence with nothing in it."""
+        return cls(model, model.open())
+
+    def fork(self, keep: int) -> Cache:
+        """A new cache with the first `keep` tokens of this one."""
+        return Cache(self.model, self.model.fork(self.sequence, keep), self.tokens[:keep])
+
+    def request(self, tokens: Sequence[int], first: int, speculative: bool = False) -> ScoreRequest:
+        """Make this cache hold `tokens`; predict after each of them from index `first` on.
+
+        What it holds already is not computed again, except the tokens to predict after.
+        """
+        keep = first
+        for index, (have, want) in enumerate(zip(self.tokens, tokens[:first], strict=False)):
+            if have != want:
+                keep = index
+                break
+        keep = min(keep, len(self.tokens))
+        self.tokens = list(tokens)
+        new = tuple(tokens[keep:])
+        every = len(tokens) - first > 1
+        return ScoreRequest(self.model, self.sequence, keep, new, every, speculative)
+
+    def close(self) -> None:
+        """Free the sequence."""
+        self.model.close(self.sequence)
+
+
+@dataclass(slots=True)
+class Shelf:
+    """Caches of broken connections by session id, for the device to come back to; one a server."""
+
+    size: int = 16
+    """Caches kept; the one that has waited longest goes first."""
+    _caches: OrderedDict[str, Cache] = field(default_factory=OrderedDict)
+
+    def __len__(self) -> int:
+        return len(self._caches)
+
+    def put(self, session: str, cache: Cache) -> None:
+        """Keep `cache` for `session`; the shelf owns it now."""
+        stale = self._caches.pop(session, None)
+        if stale is not None:
+            stale.close()
+        self._caches[session] = cache
+        while len(self._caches) > self.size:
+            self._caches.popitem(last=False)[1].close()
+
+    def take(self, session: str) -> Cache | None:
+        """The cache kept for `session`; the caller owns it now."""
+        return self._caches.pop(session, None)
+
+    def clear(self) -> None:
+        """Free them all (the server stops)."""
+        while self._caches:
+            self._caches.popitem()[1].close()

@@ -1,0 +1,56 @@
+"""Frames from the device, each applied once and in its order, whatever the line did to them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+
+from edge_runtime import wire
+from edge_runtime.schedules.actions import Action, Arrival, Receive, Timeout
+
+
+@dataclass(slots=True)
+class Mailbox:
+    """Yields `Receive`; what it hands out has the epochs in order and no frame twice."""
+
+    epoch: int = 0
+    now_ms: float = 0.0
+    """When the last event happened, on the driver's clock."""
+    _held: list[wire.Extend | wire.Credit] = field(default_factory=list)
+
+    def next(self) -> Generator[Action, object, wire.Up]:
+        """The next frame to act on; `Close` when the device is gone for good."""
+        while True:
+            frame = yield from self._one(None)
+            if frame is not None:
+                return frame
+
+    def already(self) -> Generator[Action, object, wire.Up | None]:
+        """A frame to act on that has already arrived, else None."""
+        return (yield from self._one(0.0))
+
+    def _one(self, deadline_ms: float | None) -> Generator[Action, object, wire.Up | None]:
+        due = self._due()
+        while due is None:
+            event = yield Receive(deadline_ms)
+            if isinstance(event, Timeout):
+                self.now_ms = event.now_ms
+                return None
+            if not isinstance(event, Arrival):
+                return wire.Close()
+            self.now_ms = event.now_ms
+            if not isinstance(event.frame, wire.Extend | wire.Credit):
+                return event.frame
+            self._held.append(event.frame)
+            due = self._due()
+        return due
+
+    def _due(self) -> wire.Extend | wire.Credit | None:
+        """The held frame whose turn it is; frames of epochs that have passed are dropped."""
+        self._held = [f for f in self._held if f.epoch + isinstance(f, wire.Credit) > self.epoch]
+        for frame in self._held:
+            if frame.epoch == self.epoch + isinstance(frame, wire.Extend):
+                self._held.remove(frame)
+                self.epoch = frame.epoch
+                return frame
+        return None

@@ -1,0 +1,266 @@
+"""One answer under way: the moves that every schedule makes, whatever its order of making them.
+
+    open ─▶ [ prediction ─▶ decide ─▶ emit ─▶ extend | credit ]* ─▶ finish
+
+What is common to all lives here, so that a schedule shows only its own idea: predictions that hold
+(`exchange.Predictions`), gates, deadlines, the small model's catching up, a connection that comes
+back, and the counters. `known` is how much of the answer the cloud can tell from what it was sent:
+up to there by the frames, and on from there as long as each token is its own best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from edge_runtime import wire
+from edge_runtime.candidates import CandidateSet, draw
+from edge_runtime.errors import ConnectionFailed
+from edge_runtime.policy import Decision, Device
+from edge_runtime.schedules.actions import (
+    Action,
+    Arrival,
+    Compute,
+    Emit,
+    Finish,
+    Load,
+    Receive,
+    Reconnected,
+    Send,
+    Timeout,
+)
+from edge_runtime.schedules.deadlines import Deadline
+from edge_runtime.schedules.exchange import Predictions, Request, refused
+from edge_runtime.schedules.gates import Gate
+
+GOODBYE_MS = 1000.0
+"""How long the end of an answer waits for the cloud's account of what it computed."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """The state of one answer, and the generators that move it on."""
+
+    device: Device
+    request: Request
+    gate: Gate = field(default_factory=Gate)
+    deadline: Deadline = field(default_factory=Deadline)
+    emitted: list[int] = field(default_factory=list)
+    epoch: int = 0
+    known: int = 0
+    base: CandidateSet | None = None
+    """The last prediction that held."""
+    opened: wire.Opened | None = None
+    predictions: Predictions = field(init=False)
+    counters: dict[str, float] = field(init=False)
+    notes: list[str] = field(default_factory=list)
+    _opening: Callable[[], wire.Open] = field(init=False)
+    _asked: bool = False
+    """Something was sent that has not been waited for yet."""
+    _untold: bool = False
+    """Late tokens were emitted; the cloud is told when it is heard from again."""
+    _in_hand_ms: float | None = None
+    """When the prediction of the token that was steered last was in hand."""
+
+    def __post_init__(self) -> None:
+        self.predictions = Predictions(self.request.codec)
+        self.counters = dict.fromkeys(
+            ("round_trips", "divergences", "gated", "late", "reconnections"), 0
+        )
+
+    @property
+    def position(self) -> int:
+        """The next position: how many tokens have been emitted."""
+        return len(self.emitted)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last token ended the answer, or no more may follow."""
+        return bool(self.emitted) and (
+            self.emitted[-1] in self.device.end_ids or self.position >= self.request.max_tokens
+        )
+
+    # --- up ---
+
+    def open(self, mode: wire.Mode, **more: Any) -> Generator[Action, Any, None]:
+        """Ask for the answer, or for the rest of it in another mode."""
+        self._opening = lambda: self.request.open(
+            mode,
+            session=self.opened.session if self.opened else "",
+            emitted=tuple(self.emitted),
+            epoch=self.epoch,
+            **more,
+        )
+        yield from self._reopen()
+
+    def _reopen(self) -> Generator[Action, Any, None]:
+        self.known = self.position
+        self.predictions.clear()
+        yield from self._ask(self._opening())
+
+    def prefill(self) -> Generator[Action, Any, None]:
+        """Both prompts through the small model, while the cloud is at its own."""
+        yield Compute("prefill", self.device.prefill, self.device.load("prefill"))
+
+    def extend(self, *drafts: int) -> Generator[Action, Any, None]:
+        """Tell the cloud what it cannot know, and what may follow (`drafts`)."""
+        self.epoch += 1
+        tokens = (*self.emitted[self.known :], *drafts)
+        frame = wire.Extend(self.epoch, self.known, tokens)
+        self.known = self.position
+        yield from self._ask(frame)
+
+    def credit(self, every: int) -> Generator[Action, Any, None]:
+        """Move the cloud's window up, at every so many tokens of the answer."""
+        if self.known == self.position and self.position % every == 0:
+            yield Send(wire.Credit(self.epoch, self.position))
+
+    def _ask(self, frame: wire.Up) -> Generator[Action, Any, None]:
+        yield Send(frame)
+        self._asked, self._untold = True, False
+
+    # --- down ---
+
+    def prediction(self) -> Generator[Action, Any, CandidateSet | None]:
+        """The cloud's prediction for the next position; None if it misses the deadline.
+
+        Raises `Refused` for a refusal, `ConnectionFailed` for a peer that is not who it was.
+        """
+        began_ms: float | None = None
+        while True:
+            event = yield Receive(0.0)
+            if isinstance(event, Timeout):
+                if began_ms is None:
+                    began_ms = event.now_ms
+                    self._note_device_time(event.now_ms)
+                base = self.predictions.find(self.emitted)
+                if base is not None and self.opened is not None:
+                    self.base, self._in_hand_ms = base, event.now_ms
+                    return base
+                left = self.deadline.left(began_ms, event.now_ms) if self.emitted else None
+                if left is not None and left <= 0:
+                    return None
+                self.counters["round_trips"] += self._asked
+                self._asked = False
+                event = yield Receive(left)
+            yield from self._take(event)
+
+    def _take(self, event: Any) -> Generator[Action, Any, None]:
+        if isinstance(event, Reconnected):
+            self.counters["reconnections"] += 1
+            yield from self._reopen()
+            return
+        if not isinstance(event, Arrival):
+            return
+        frame = event.frame
+        if isinstance(frame, wire.Candidates | wire.Scores):
+            self.predictions.add(frame, self.emitted)
+            if self._untold:
+                yield from self.extend()
+        elif isinstance(frame, wire.Opened):
+            if self.opened and self.opened.model != frame.model:
+                raise ConnectionFailed(
+                    "cloud",
+                    "the server came back with another model",
+                    got=frame.model,
+                    allowed=self.opened.model,
+                    todo="Ask again",
+                )
+            self.opened = frame
+        elif isinstance(frame, wire.Refusal):
+            raise refused(frame)
+
+    # --- on the device ---
+
+    def decide(self, base: CandidateSet | None) -> Generator[Action, Any, Decision]:
+        """The next token: steered, or the cloud's (gated, device too slow), or the device's own
+        (`base` is None: the cloud is late)."""
+        if base is None:
+            return (yield from self._alone())
+        position, device = self.position, self.device
+        gated = not self.gate.steers(base)
+        if gated or self.deadline.device_too_slow:
+            self.counters["gated" if gated else "late"] += 1
+            self._in_hand_ms = None
+            self.deadline.skipped()
+            decision: Decision = yield Compute(
+                "steer",
+                lambda: device.choose(position, base, None),
+                Load(candidates=len(base.ids)),
+            )
+            return replace(decision, source="cloud")
+        yield from self.keep_up()
+        size = len(base.ids)
+        scores = yield Compute(
+            "head", partial(device.head, base), device.load("head", candidates=size)
+        )
+        decision = yield Compute(
+            "steer", partial(device.choose, position, base, scores), Load(candidates=size)
+        )
+        return decision
+
+    def _alone(self) -> Generator[Action, Any, Decision]:
+        """The aware small model's own token, with the last known prediction blended in."""
+        yield from self.keep_up()
+        position, device, base = self.position, self.device, self.base
+        own: CandidateSet = yield Compute(
+            "head", partial(device.alone, position, base), device.load("head")
+        )
+        token = draw(own, device.uniform(position, "choose"))
+        logprob = float(own.logprobs[own.ids == token][0])
+        self.counters["late"] += 1
+        self._untold = True
+        nothing = float("nan")  # the cloud had no say, so there is no base to compare with
+        return Decision(token, token, logprob, nothing, source="device")
+
+    def keep_up(self) -> Generator[Action, Any, None]:
+        """Whatever the small model has not seen of the answer, as one chunk."""
+        device = self.device
+        missing = self.emitted[device.length :]
+        if missing:
+            yield Compute(
+                "step", partial(device.extend, missing), device.load("step", tokens=len(missing))
+            )
+
+    def _note_device_time(self, now_ms: float) -> None:
+        if self._in_hand_ms is not None and self.emitted:
+            self.deadline.steered(now_ms - self._in_hand_ms)
+        self._in_hand_ms = None
+
+    # --- out ---
+
+    def emit(self, decision: Decision) -> Generator[Action, Any, None]:
+        """`decision.token` is final."""
+        self.emitted.append(decision.token)
+        self.counters["divergences"] += decision.diverged
+        self.predictions.forget_before(self.position)
+        yield Emit(decision.token, decision)
+
+    def agree(self) -> Generator[Action, Any, None]:
+        """The last token was the cloud's best: it knows that without being told.
+
+        Unless it ends the answer for the cloud, which then does not go on by itself.
+        """
+        if self.opened is not None and self.emitted[-1] in self.opened.end_ids:
+            yield from self.extend()
+        elif self.known == self.position - 1:
+            self.known = self.position
+
+    def finish(self) -> Generator[Action, Any, Finish]:
+        """Close, and wait a moment for the cloud's account."""
+        now_ms = yield Send(wire.Close(self.position))
+        until = now_ms + GOODBYE_MS
+        while now_ms < until:
+            event = yield Receive(until - now_ms)
+            now_ms = event.now_ms
+            if isinstance(event, Reconnected | Timeout):
+                break
+            if isinstance(event.frame, wire.Closed):
+                self.counters["scored_cloud_tokens"] = event.frame.scored
+                self.counters["wasted_cloud_tokens"] = event.frame.wasted
+                break
+        self.counters["stale_predictions"] = self.predictions.stale
+        ended = bool(self.emitted) and self.emitted[-1] in self.device.end_ids
+        return Finish("end" if ended else "length", self.counters, tuple(self.notes))
