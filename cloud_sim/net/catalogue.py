@@ -6,17 +6,19 @@ network("my-office.toml").links(seed)   a file of one's own, of the same form
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from cloud_sim.net.impairments import Jitter, Outages, Radio, bursty_loss
 from cloud_sim.net.links import ConstantDelay, Delay, Link
 from cloud_sim.net.rates import ConstantRate, Rate
-from cloud_sim.net.schema import Direction, NetworkFile
+from cloud_sim.net.schema import Direction, NetworkFile, RoundTrip
 from cloud_sim.net.streams import stream
+from cloud_sim.net.traces import Trace, read
 from cloud_sim.net.transport import QUIC, TCP, Transport
 from edge_runtime.checked import read_toml
-from edge_runtime.errors import SpecError, UsageError, did_you_mean
+from edge_runtime.errors import UsageError, did_you_mean
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -91,14 +93,28 @@ class Network:
         )
 
     def _rate(self, direction: Direction) -> Rate:
-        if direction.mbps is None:
-            raise SpecError(str(self.path), "a direction needs a rate", allowed="mbps")
+        if direction.trace is not None:
+            return _trace(self.path.parent / direction.trace).as_rate(offset_ms=direction.offset_ms)
+        assert direction.mbps is not None  # checked in the schema
         return ConstantRate(direction.mbps * 1e6)
 
     def _delay(self) -> Delay:
-        if self.file.round_trip.ms is None:
-            raise SpecError(str(self.path), "the round trip needs a value", allowed="ms")
-        return ConstantDelay(self.file.round_trip.ms / 2)
+        table = self.file.round_trip
+        if table.trace is not None:
+            return _trace(self.path.parent / table.trace).as_delay(offset_ms=table.offset_ms)
+        assert table.ms is not None
+        return ConstantDelay(table.ms / 2)
+
+    def with_rtt(self, rtt_ms: float) -> Network:
+        """The same network with another constant round trip."""
+        assumed = RoundTrip(ms=rtt_ms, origin="assumed", source="set by the scenario")
+        return replace(self, file=self.file.model_copy(update={"round_trip": assumed}))
+
+
+@lru_cache(maxsize=64)
+def _trace(path: Path) -> Trace:
+    """Read once, however many devices replay it."""
+    return read(path)
 
 
 def names(kind: str) -> list[str]:

@@ -5,9 +5,9 @@ Every section says where its figures are from (`origin`, `source`).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edge_runtime.checked import Checked
 
@@ -28,6 +28,15 @@ class RoundTrip(Sourced):
 
     ms: Positive | None = None
     trace: str | None = None
+    """A CSV of round trips, relative to this file."""
+    offset_ms: NotNegative = 0.0
+    """Where in the trace the run begins."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.ms is None) == (self.trace is None):
+            raise ValueError("give either ms or trace")
+        return self
 
 
 class Direction(Sourced):
@@ -35,7 +44,16 @@ class Direction(Sourced):
 
     mbps: Positive | None = None
     trace: str | None = None
+    """Relative to this file."""
+    offset_ms: NotNegative = 0.0
+    """Where in the trace the run begins."""
     queue_kb: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.mbps is None) == (self.trace is None):
+            raise ValueError("give either mbps or trace")
+        return self
 
 
 class JitterTable(Sourced):
@@ -88,13 +106,29 @@ class NetworkFile(Checked):
 
 
 class DecodeTable(Sourced):
-    """One published decode figure: tokens/s of one row, and the model it was read on."""
+    """One decode figure: tokens/s of one row, and the model it was read on."""
 
-    tokens_per_s: Positive
-    prefill_tokens_per_s: Positive | None = None
     model: str
     weights_mb: Positive
     """What one step reads."""
+    tokens_per_s: Positive
+    prefill_tokens_per_s: Positive | None = None
+
+
+class CostsTable(Sourced):
+    """The terms of `cloud_sim.sim.costs.DeviceCosts`, read on the device with one bundle."""
+
+    bundle: str = ""
+    weights_mb: Positive
+    step_ms: Positive
+    step_ms_per_past_token: NotNegative = 0.0
+    chunk_ms_per_token: NotNegative = 0.0
+    prefill_ms: NotNegative = 0.0
+    prefill_ms_per_token: NotNegative
+    head_ms: NotNegative = 0.0
+    head_ms_per_candidate: NotNegative = 0.0
+    steer_ms: NotNegative = 0.0
+    steer_ms_per_candidate: NotNegative = 0.0
 
 
 class PowerTable(Sourced):
@@ -104,38 +138,55 @@ class PowerTable(Sourced):
 
 
 class DeviceFile(Checked):
-    """A device profile."""
+    """A device profile: measured `costs`, or published `decode` figures to scale from."""
 
     schema_: Annotated[Literal[1], Field(alias="schema")]
     kind: Literal["device"]
     name: str
     summary: str
     engine: str
-    decode: list[DecodeTable]
+    decode: tuple[DecodeTable, ...] = ()
+    costs: CostsTable | None = None
     power: PowerTable | None = None
 
 
-class StepPoint(Checked):
-    """A published decode step: milliseconds per token at a number of concurrent sequences."""
+class GpuTable(Sourced):
+    """All GPUs together."""
 
-    batch: Annotated[int, Field(ge=1)]
-    ms: Positive
+    name: str
+    count: Annotated[int, Field(ge=1)] = 1
+    memory_gb: Positive
+    bandwidth_gb_per_s: Positive
+    tflops: Positive
+    """Dense, in the precision of the weights."""
 
 
-class CloudFile(Sourced):
-    """A GPU with a model on it."""
+class ModelTable(Sourced):
+    """What is served."""
+
+    name: str
+    parameters_b: Positive
+    weights_gb: Positive
+    layers: Annotated[int, Field(ge=1)]
+    kv_kb_per_token: Positive
+    """Keys and values of one token over all layers."""
+
+
+class StepsTable(Sourced):
+    """Decode steps: milliseconds per token at numbers of concurrent sequences."""
+
+    batch: tuple[Annotated[int, Field(ge=1)], ...]
+    ms: tuple[Positive, ...]
+    prefill_ms_per_token: Positive | None = None
+
+
+class CloudFile(Checked):
+    """A cloud profile: GPUs, a model, and how long its steps take."""
 
     schema_: Annotated[Literal[1], Field(alias="schema")]
     kind: Literal["cloud"]
     name: str
     summary: str
-    gpus: Annotated[int, Field(ge=1)] = 1
-    gpu: str
-    model: str
-    weights_gb: Positive
-    layers: Annotated[int, Field(ge=1)]
-    kv_bytes_per_token: Positive
-    memory_gb: Positive
-    """Of all GPUs together."""
-    parameters_b: Positive
-    steps: list[StepPoint]
+    gpu: GpuTable
+    model: ModelTable
+    steps: StepsTable

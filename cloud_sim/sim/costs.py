@@ -58,7 +58,9 @@ class CloudCosts:
     step_ms: float
     """The floor: one new token."""
     ms_per_token: float = 0.0
-    """Each new token beyond the first (a prompt, a draft)."""
+    """Each new token of a row beyond the first (a prompt, a draft)."""
+    ms_per_row: float = 0.0
+    """Each row beyond the first (run-ahead's branches)."""
     ms_per_past_token: float = 0.0
     origin: Origin = "modelled"
 
@@ -66,6 +68,7 @@ class CloudCosts:
         """Time of one pass over `load.tokens` new tokens."""
         return (
             self.step_ms
-            + self.ms_per_token * max(0, load.tokens - 1)
-            + self.ms_per_past_token * load.past
+            + self.ms_per_token * load.rows * max(0, load.tokens - 1)
+            + self.ms_per_row * (load.rows - 1)
+            + self.ms_per_past_token * load.rows * load.past
         )

@@ -1,0 +1,298 @@
+"""Recordings of links: mahimahi's opportunities, rates over time, round trips over time.
+
+    mahimahi   one integer a line: the millisecond at which 1,500 bytes may leave; repeated lines
+               are several opportunities; the trace loops. `.gz` is read too. (mm-link's man page)
+    rate       CSV `t_ms,rate_mbps` with a header, or two bare columns `seconds Mbit/s`
+    rtt        CSV with columns `t_ms` and `rtt_ms`, further columns ignored
+
+A trace becomes a link's `Rate` or `Delay` with `as_rate` and `as_delay`. `convert` writes a trace
+in another form; opportunities and rates carry the same bytes over a loop up to one opportunity.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cloud_sim.net.links import RecordedDelay
+from cloud_sim.net.rates import OPPORTUNITY_BYTES, Opportunities, Rate, RateSeries
+from edge_runtime.errors import SpecError, UsageError
+
+Form = Literal["mahimahi", "rate", "rtt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One recording. `values`: nothing (mahimahi), Mbit/s (rate), or ms (rtt), at `times_ms`."""
+
+    form: Form
+    times_ms: tuple[float, ...]
+    values: tuple[float, ...]
+    period_ms: float
+    """When it begins again."""
+
+    def as_rate(self, *, offset_ms: float = 0.0) -> Rate:
+        """A fresh rate. Raises `UsageError` for round trips."""
+        if self.form == "mahimahi":
+            return Opportunities(self.times_ms, offset_ms=offset_ms)
+        if self.form == "rate":
+            rates = [mbps * 1e6 for mbps in self.values]
+            return RateSeries(self.times_ms, rates, self.period_ms, offset_ms=offset_ms)
+        raise UsageError(
+            "trace", "a recording of round trips has no rate", allowed="mahimahi, rate"
+        )
+
+    def as_delay(self, *, offset_ms: float = 0.0) -> RecordedDelay:
+        """A fresh delay. Raises `UsageError` for rates."""
+        if self.form != "rtt":
+            raise UsageError("trace", "only a recording of round trips is a delay", got=self.form)
+        return RecordedDelay(self.times_ms, self.values, self.period_ms, offset_ms=offset_ms)
+
+    @property
+    def total_bytes(self) -> float:
+        """What one loop can carry."""
+        if self.form == "mahimahi":
+            return float(len(self.times_ms) * OPPORTUNITY_BYTES)
+        if self.form == "rate":
+            ends = (*self.times_ms[1:], self.period_ms)
+            spans = zip(self.times_ms, ends, self.values, strict=True)
+            return sum((end - start) * mbps * 125.0 for start, end, mbps in spans)
+        raise UsageError("trace", "a recording of round trips carries no bytes")
+
+    def mbps(self, window_ms: float = 1000.0) -> np.ndarray:
+        """Mean rate in each window of one loop, Mbit/s."""
+        edges = np.arange(0.0, self.period_ms + window_ms, window_ms)
+        if self.form == "mahimahi":
+            # An opportunity at the very end of the loop belongs to its last window.
+            inside = np.minimum(self.times_ms, np.nextafter(self.period_ms, 0))
+            counts, _ = np.histogram(inside, edges)
+            carried = counts * float(OPPORTUNITY_BYTES)
+        else:
+            starts = np.array([*self.times_ms, self.period_ms])
+            sums = np.concatenate([[0], np.cumsum(np.diff(starts) * np.array(self.values) * 125)])
+            carried = np.diff(np.interp(np.minimum(edges, self.period_ms), starts, sums))
+        spans = np.minimum(edges[1:], self.period_ms) - edges[:-1]
+        return np.asarray(carried[spans > 0] * 8e-3 / spans[spans > 0])
+
+    def info(self) -> dict[str, float | str]:
+        """What a person wants to know of it."""
+        facts: dict[str, float | str] = {"form": self.form, "seconds": self.period_ms / 1e3}
+        if self.form == "rtt":
+            values = np.array(self.values)
+            for q in (50, 95, 99):
+                facts[f"rtt_ms_p{q}"] = float(np.percentile(values, q))
+            facts |= {"rtt_ms_max": float(values.max()), "samples": len(values)}
+            return facts
+        rates = self.mbps()
+        facts |= {
+            "mean_mbps": self.total_bytes * 8e-3 / self.period_ms,
+            "mbps_p5": float(np.percentile(rates, 5)),
+            "mbps_p95": float(np.percentile(rates, 95)),
+            "silent_share": float((rates == 0).mean()),
+            "bytes": self.total_bytes,
+        }
+        if self.form == "mahimahi":
+            facts["longest_gap_ms"] = float(np.diff([0.0, *self.times_ms]).max())
+        return facts
+
+    def text(self) -> str:
+        """The file's content, in its own form."""
+        if self.form == "mahimahi":
+            return "".join(f"{round(t)}\n" for t in self.times_ms)
+        unit = "rate_mbps" if self.form == "rate" else "rtt_ms"
+        pairs = zip(self.times_ms, self.values, strict=True)
+        lines = [f"{t:.10g},{value:.10g}\n" for t, value in pairs]
+        # The last line repeats the first value at the period, so that the loop's length is kept.
+        return f"t_ms,{unit}\n" + "".join(lines) + f"{self.period_ms:.10g},{self.values[0]:.10g}\n"
+
+
+def read(path: Path, form: Form | None = None) -> Trace:
+    """The trace in `path`; `form` None: told from the content. Raises `SpecError`."""
+    try:
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
+        text = raw.decode("utf-8")
+    except FileNotFoundError:
+        raise SpecError(str(path), "no such trace file") from None
+    except (OSError, EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise SpecError(str(path), f"the trace cannot be read: {error}") from error
+    return parse(text, str(path), form)
+
+
+def parse(text: str, where: str, form: Form | None = None) -> Trace:
+    """A trace from its text. Raises `SpecError` with `where` and the line."""
+    lines = text.splitlines()
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise SpecError(where, "the trace is empty")
+    form = form or _guess(lines, where)
+    return _mahimahi(lines, where) if form == "mahimahi" else _series(lines, where, form)
+
+
+def _guess(lines: Sequence[str], where: str) -> Form:
+    head = lines[0].strip()
+    if head.isdigit():
+        return "mahimahi"
+    columns = [name.strip() for name in head.split(",")]
+    if "rtt_ms" in columns:
+        return "rtt"
+    if "rate_mbps" in columns or len(head.split()) == 2:
+        return "rate"
+    raise SpecError(
+        f"{where}, line 1",
+        "this is no trace that is known here",
+        got=repr(head[:60]),
+        allowed="an integer (mahimahi), a header with t_ms and rate_mbps or rtt_ms, or two numbers",
+    )
+
+
+def _mahimahi(lines: Sequence[str], where: str) -> Trace:
+    times: list[float] = []
+    last = 0
+    for number, line in enumerate(lines, 1):
+        try:
+            time = int(line)
+        except ValueError:
+            raise SpecError(
+                f"{where}, line {number}",
+                "not a whole number of milliseconds",
+                got=repr(line[:40]),
+            ) from None
+        if time < last:
+            raise SpecError(
+                f"{where}, line {number}",
+                "a time before the one above it",
+                got=time,
+                allowed=f"at least {last}",
+            )
+        times.append(float(time))
+        last = time
+    if last == 0:
+        raise SpecError(where, "all opportunities are at 0 ms, so the trace has no length")
+    return Trace("mahimahi", tuple(times), (), float(last))
+
+
+def _series(lines: Sequence[str], where: str, form: Form) -> Trace:
+    header = form == "rtt" or not _is_number(lines[0].replace(",", " ").split()[0])
+    rows: list[tuple[float, float]] = []
+    if header:
+        columns = [name.strip() for name in next(csv.reader(io.StringIO(lines[0])))]
+        wanted = ("t_ms", "rtt_ms" if form == "rtt" else "rate_mbps")
+        for name in wanted:
+            if name not in columns:
+                raise SpecError(
+                    f"{where}, line 1", f"there is no column {name}", got=", ".join(columns)
+                )
+        at = [columns.index(name) for name in wanted]
+        scale = 1.0
+    else:
+        at, scale = [0, 1], 1e3  # bare columns are seconds
+    for number, line in enumerate(lines, 1):
+        if header and number == 1:
+            continue
+        cells = line.split(",") if "," in line else line.split()
+        try:
+            time, value = float(cells[at[0]]) * scale, float(cells[at[1]])
+        except (ValueError, IndexError):
+            raise SpecError(
+                f"{where}, line {number}", "not two numbers", got=repr(line[:60])
+            ) from None
+        if not (math.isfinite(time) and math.isfinite(value)) or value < 0:
+            raise SpecError(
+                f"{where}, line {number}", "a value that cannot be", got=repr(line[:60])
+            )
+        if rows and time <= rows[-1][0]:
+            raise SpecError(
+                f"{where}, line {number}",
+                "a time not after the one above it",
+                got=f"{time:g} ms",
+                allowed=f"over {rows[-1][0]:g} ms",
+            )
+        rows.append((time, value))
+    if len(rows) < 2:
+        raise SpecError(where, "a series needs at least two rows", got=f"{len(rows)}")
+    first = rows[0][0]
+    times = tuple(time - first for time, _ in rows[:-1])
+    values = tuple(value for _, value in rows[:-1])
+    if form == "rate" and not any(values):
+        raise SpecError(where, "all rates are 0, so nothing would ever leave")
+    # The last row ends the series: it says how long the row before it lasts.
+    return Trace(form, times, values, rows[-1][0] - first)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def convert(trace: Trace, form: Form, *, step_ms: float = 100.0) -> Trace:
+    """`trace` in another form. Raises `UsageError` where there is no such conversion.
+
+    mahimahi to rate: the mean of each `step_ms`. rate to mahimahi: an opportunity at the whole
+    millisecond by which 1,500 more bytes could have left; what is left at the loop's end is lost.
+    """
+    if trace.form == form:
+        return trace
+    if (trace.form, form) == ("mahimahi", "rate"):
+        rates = tuple(float(rate) for rate in trace.mbps(step_ms))
+        starts = tuple(step_ms * i for i in range(len(rates)))
+        return Trace("rate", starts, rates, trace.period_ms)
+    if (trace.form, form) == ("rate", "mahimahi"):
+        edges = np.array([*trace.times_ms, trace.period_ms])
+        sums = np.concatenate([[0], np.cumsum(np.diff(edges) * np.array(trace.values) * 125)])
+        marks = np.arange(1, int(sums[-1] / OPPORTUNITY_BYTES + 1e-9) + 1) * OPPORTUNITY_BYTES
+        # A pause makes the sum flat, and interp wants it ascending: take the earliest instant.
+        at = np.searchsorted(sums, marks, side="left")
+        share = (marks - sums[at - 1]) / (sums[at] - sums[at - 1])
+        times = np.ceil(edges[at - 1] + share * (edges[at] - edges[at - 1]) - 1e-9)
+        if not len(times) or times[-1] == 0:
+            raise UsageError("trace", "the rate is too low for one opportunity in the whole trace")
+        return Trace("mahimahi", tuple(times.tolist()), (), float(times[-1]))
+    raise UsageError(
+        "trace",
+        f"there is no way from {trace.form} to {form}",
+        allowed="mahimahi to rate, rate to mahimahi",
+    )
+
+
+def markov(
+    means_mbps: Sequence[float],
+    stay_ms: float,
+    duration_ms: float,
+    generator: np.random.Generator,
+    *,
+    spread: float = 0.2,
+    step_ms: float = 100.0,
+) -> Trace:
+    """A made-up rate trace: a chain over states, each with its mean rate.
+
+    A state lasts an exponential time of mean `stay_ms`, then moves to a neighbour (birth and
+    death); in it, every `step_ms` the rate is lognormal around the state's mean with the relative
+    standard deviation `spread`. Its long-run mean is the mean of `means_mbps` weighted by how often
+    the chain is in each: inner states twice as often as the two ends.
+    """
+    steps = max(1, math.ceil(duration_ms / step_ms))
+    switch = 1 - math.exp(-step_ms / stay_ms)
+    sigma = math.sqrt(math.log(1 + spread * spread))
+    state = int(generator.integers(len(means_mbps)))
+    rates = []
+    for _ in range(steps):
+        noise = math.exp(sigma * float(generator.standard_normal()) - sigma * sigma / 2)
+        rates.append(means_mbps[state] * noise)
+        if generator.random() < switch and len(means_mbps) > 1:
+            up = state == 0 or (state < len(means_mbps) - 1 and generator.random() < 0.5)
+            state += 1 if up else -1
+    return Trace("rate", tuple(step_ms * i for i in range(steps)), tuple(rates), steps * step_ms)
