@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -98,21 +99,21 @@ def test_rate_series_integrates_the_rate(
     """Against stepping through the segments one after the other."""
     starts = np.cumsum([0] + [length for length, _ in series]).tolist()
     rate = RateSeries(starts[:-1], [r * 8e3 for _, r in series], starts[-1])  # r bytes per ms
-    now, free = 0, 0.0
+    now, free = 0, Fraction(0)
     for gap, size in packets:
         now += gap
-        at, left = max(float(now), free), float(size)
+        at, left = max(Fraction(now), free), Fraction(size)
         while True:
             cycle, within = divmod(at, starts[-1])
-            i = next(k for k in range(len(series)) if starts[k] <= within + 1e-9 < starts[k + 1])
+            i = next(k for k in range(len(series)) if starts[k] <= within < starts[k + 1])
             speed, end = series[i][1], cycle * starts[-1] + starts[i + 1]
-            if speed * (end - at) >= left - 1e-9:
+            if speed * (end - at) >= left:
                 at += left / speed
                 break
             left -= speed * (end - at)
             at = end
         free = at
-        assert rate.finish(now, size) == pytest.approx(at, abs=1e-6)
+        assert rate.finish(now, size) == pytest.approx(float(at), abs=1e-6)
 
 
 def test_recorded_delay_is_half_of_the_round_trip_of_its_time() -> None:

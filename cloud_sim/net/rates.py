@@ -126,19 +126,23 @@ class RateSeries:
         """Bytes that could have left from the series' beginning to each start."""
         for i, rate in enumerate(self._rates):
             self._sums.append(self._sums[-1] + rate * (self._starts[i + 1] - self._starts[i]))
-        self._free_ms = 0.0
+        self._free_ms = -1.0
+        self._served = 0.0
+        """Bytes that could have left up to `_free_ms`: summed there, since sums of times round."""
 
     def finish(self, now_ms: float, size_bytes: int) -> float:
         """See `Rate`."""
-        start = max(now_ms, self._free_ms) + self._offset
-        cycle, within = divmod(start, self._period)
-        i = bisect_right(self._starts, within) - 1
-        target = self._sums[i] + self._rates[i] * (within - self._starts[i]) + size_bytes
-        more, target = divmod(target, self._sums[-1])
+        if now_ms > self._free_ms:
+            cycle, within = divmod(now_ms + self._offset, self._period)
+            i = bisect_right(self._starts, within) - 1
+            could = self._sums[i] + self._rates[i] * (within - self._starts[i])
+            self._served = cycle * self._sums[-1] + could
+        self._served += size_bytes
+        cycle, target = divmod(self._served, self._sums[-1])
         if target == 0.0:
-            more, target = more - 1, self._sums[-1]
+            cycle, target = cycle - 1, self._sums[-1]
         # The first segment whose end has that many bytes behind it: pauses are passed over.
         j = bisect_left(self._sums, target, lo=1) - 1
         done = self._starts[j] + (target - self._sums[j]) / self._rates[j]
-        self._free_ms = (cycle + more) * self._period + done - self._offset
+        self._free_ms = cycle * self._period + done - self._offset
         return self._free_ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cloud_sim.model import CloudModel
@@ -44,7 +45,12 @@ def out_of_turn(frame: object, allowed: str) -> Refuse:
     return Refuse("out_of_turn", "a frame came out of turn", type(frame).__name__.lower(), allowed)
 
 
-def admit(model: CloudModel, opening: wire.Open, limits: Limits) -> tuple[list[int], Codec]:
+def admit(
+    model: CloudModel,
+    opening: wire.Open,
+    limits: Limits,
+    codecs: Callable[[str], Codec] = codec,
+) -> tuple[list[int], Codec]:
     """The prompt's token ids and the codec. Raises `Refuse`."""
     if opening.protocol != wire.PROTOCOL:
         raise Refuse(
@@ -55,7 +61,7 @@ def admit(model: CloudModel, opening: wire.Open, limits: Limits) -> tuple[list[i
             "Install the same costeer-edge on both sides",
         )
     try:
-        chosen = codec(opening.codec)
+        chosen = codecs(opening.codec)
     except UsageError as error:
         raise Refuse("codec", error.what, error.got, error.allowed) from error
     if opening.vocabulary and model.vocabulary and opening.vocabulary != model.vocabulary:

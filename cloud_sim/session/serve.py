@@ -18,6 +18,8 @@ from cloud_sim.session.mailbox import Mailbox
 from cloud_sim.session.stream import stream
 from cloud_sim.session.talk import Mode, Talk
 from edge_runtime import wire
+from edge_runtime.candidates import Codec
+from edge_runtime.candidates import codec as codec_called
 from edge_runtime.schedules.actions import Action, Compute, Load, Send, Session
 
 
@@ -26,10 +28,11 @@ def session(
     limits: Limits = STANDARD,
     new_id: Callable[[], str] = lambda: secrets.token_hex(8),
     shelf: Shelf | None = None,
+    codecs: Callable[[str], Codec] = codec_called,
 ) -> Session:
     """Serve one answer from `Open` to `Close`. Ends by returning; a bad request ends in a
     `Refusal` frame. The driver closes the generator when the device vanishes: its cache then goes
-    to the `shelf`, if there is one."""
+    to the `shelf`, if there is one. `codecs` makes the codec that a device names."""
     cache: Cache | None = Cache.empty(model)
     mail = Mailbox()
     name = ""
@@ -39,7 +42,7 @@ def session(
         while not isinstance(opening, wire.Close):
             if not isinstance(opening, wire.Open):
                 raise out_of_turn(opening, "open")
-            prompt, codec = admit(model, opening, limits)
+            prompt, codec = admit(model, opening, limits, codecs)
             if opening.session and not name and shelf is not None:
                 kept = shelf.take(opening.session)
                 if kept is not None and cache is not None:

@@ -93,15 +93,9 @@ def simulate(
         pad_to=pad_to,
         connect=connect,
     )
-    process = env.process(exchange.device())
+    env.process(exchange.device())
     env.run()
-    if not process.triggered:
-        raise ConnectionFailed(
-            "simulation",
-            f"both sides wait for each other after {len(exchange.transcript.records)} tokens",
-            todo="This is a fault of the schedule or the session, not of the scenario",
-        )
-    return exchange.transcript
+    return exchange.result()
 
 
 class Exchange:
@@ -131,12 +125,37 @@ class Exchange:
         self._costs, self._engine = device_costs, engine
         self._pad_to, self._connect = pad_to, connect
         self._device_inbox, self._cloud_inbox = _Inbox(env), _Inbox(env)
+        self._error: Exception | None = None
         self.transcript = Transcript(
             labels.method, labels.gain, labels.schedule, labels.codec, virtual=True
         )
 
+    def result(self) -> Transcript:
+        """The transcript, when the clock has run out.
+
+        Raises what the schedule or the session raised, and `ConnectionFailed` if both still wait.
+        """
+        if self._error is not None:
+            raise self._error
+        if not self.transcript.finish:
+            raise ConnectionFailed(
+                "simulation",
+                f"both sides wait for each other after {len(self.transcript.records)} tokens",
+                todo="This is a fault of the schedule or the session, not of the scenario",
+            )
+        return self.transcript
+
     def device(self) -> Process:
         """The device's half, as a SimPy process; it starts the cloud's."""
+        # SimPy builds a failed process's exception anew from its arguments, which ours do not
+        # survive: errors are kept here and raised by `result`.
+        try:
+            yield from self._device()
+        except Exception as error:
+            self._error = self._error or error
+            self._session.close()
+
+    def _device(self) -> Process:
         env, transcript, inbox = self._env, self.transcript, self._device_inbox
         schedule, costs = self._schedule, self._costs
         start_ms = env.now
@@ -228,6 +247,8 @@ class Exchange:
                     self._send_down(wire.stamped(cast(wire.Down, action.frame), stamp))
         except StopIteration:
             pass
+        except Exception as error:
+            self._error = self._error or error
         finally:
             engine.leave(self)
 
