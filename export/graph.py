@@ -95,12 +95,14 @@ def family_of(config: Any) -> tuple[str, str]:
     )
 
 
-def float_decoder(model: Any) -> FloatDecoder:
+def float_decoder(model: Any, max_context: int | None = None) -> FloatDecoder:
     """The fused, flattened and merged decoder of a transformers causal language model.
 
     The model's weights are referred to, not copied; each is converted when its tensor is loaded.
+    `max_context` shortens the tables of rotations, whose length is the longest context.
     """
     decoder = _build(model)
+    _shorten_rotations(decoder, max_context)
     _flatten(decoder)
     _merge(decoder)
     return decoder
@@ -147,6 +149,12 @@ def _build(model: Any) -> FloatDecoder:
 
 def _loader(value: Any) -> Any:
     return lambda: np.asarray(value.numpy(), dtype=np.float32)
+
+
+def _shorten_rotations(decoder: FloatDecoder, length: int | None) -> None:
+    for name, tensor in decoder.tensors.items():
+        if length and name.startswith(("cos_cache", "sin_cache")) and tensor.shape[0] > length:
+            decoder.tensors[name] = LazyTensor.of(tensor.load()[:length])
 
 
 def _flatten(decoder: FloatDecoder) -> None:

@@ -40,6 +40,9 @@ Progress = Callable[[str, float], None]
 PREFILL_CHUNK = 128
 """Tokens a row and prefill call that the manifest's workspace estimate assumes."""
 
+MAX_CONTEXT = 4096
+"""Default for the longest prompt and answer together; fewer if the model allows fewer."""
+
 LIBRARIES = ("onnxruntime", "onnxruntime-genai", "onnx", "transformers", "torch", "numpy")
 
 
@@ -58,6 +61,7 @@ def export_bundle(
     out: str | Path,
     *,
     target: str = DEFAULT_TARGET,
+    max_context: int = MAX_CONTEXT,
     replace: bool = False,
     allow_pickle: bool = False,
     progress: Progress | None = None,
@@ -80,14 +84,15 @@ def export_bundle(
     loaded = load_model(source)
     with writer:
         tell("building the graph", 0.2)
-        decoder = float_decoder(loaded)
+        context = min(max_context, loaded.config.max_position_embeddings)
+        decoder = float_decoder(loaded, context)
         tell("quantizing", 0.3)
         size = write_graphs(
             writer.path, decoder, head_weight(loaded), embedding_weight(loaded), chosen
         )
-        language.tokenizer.save(str(writer.path / TOKENIZER))
+        language.tokenizer.save(str(writer.path / TOKENIZER), pretty=False)
         (writer.path / CHAT_TEMPLATE).write_text(language.template, encoding="utf-8")
-        manifest = _manifest(source, chosen, loaded.config, language, size)
+        manifest = _manifest(source, chosen, loaded.config, language, size, context)
         tell("writing the manifest", 0.95)
         manifest = writer.finish(manifest)
     tell("done", 1.0)
@@ -124,7 +129,12 @@ def admit(parameters: int, chosen: Recipe, out: Path) -> None:
 
 
 def _manifest(
-    source: ModelSource, chosen: Recipe, config: Any, language: Language, weights_bytes: int
+    source: ModelSource,
+    chosen: Recipe,
+    config: Any,
+    language: Language,
+    weights_bytes: int,
+    context: int,
 ) -> Manifest:
     family, _ = family_of(config)
     layers, hidden = config.num_hidden_layers, config.hidden_size
@@ -144,7 +154,7 @@ def _manifest(
             head_dim=head_dim,
             hidden=hidden,
             vocabulary_size=config.vocab_size,
-            max_context=config.max_position_embeddings,
+            max_context=context,
         ),
         tokens=language.tokens,
         vocabulary_sha256=fingerprint(language.tokenizer),

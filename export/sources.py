@@ -5,10 +5,12 @@ Nothing here runs code that comes with a model, and weights in pickles are refus
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,13 +137,19 @@ def _download(model: str, allow_pickle: bool) -> Path:
 def load_config(source: ModelSource) -> Any:
     """The transformers configuration. Raises `UsageError` when transformers knows no such model."""
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
-        return AutoConfig.from_pretrained(**source.arguments)
+        with _quiet():
+            config = AutoConfig.from_pretrained(**source.arguments)
     except (ValueError, OSError, KeyError, NotImplementedError) as error:
         raise UsageError(
             "--model", f"its configuration cannot be read: {_first_line(error)}", got=source.name
         ) from error
+    if not config.architectures:  # a GGUF file names the kind of model, not the class
+        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+        config.architectures = [name] if name else None
+    return config
 
 
 def load_model(source: ModelSource) -> Any:
@@ -153,13 +161,15 @@ def load_model(source: ModelSource) -> Any:
     if not source.gguf:
         arguments["use_safetensors"] = not source.allow_pickle
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            **arguments, dtype=torch.float32, attn_implementation="eager"
-        )
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                **arguments, dtype=torch.float32, attn_implementation="eager"
+            )
     except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError) as error:
         raise UsageError(
             "--model", f"its weights cannot be read: {_first_line(error)}", got=source.name
         ) from error
+    model.config.architectures = [type(model).__name__]
     return model.eval()
 
 
@@ -182,7 +192,8 @@ def load_language(source: ModelSource) -> Language:
     from transformers import AutoTokenizer, GenerationConfig
 
     try:
-        loaded = AutoTokenizer.from_pretrained(**source.arguments)
+        with _quiet():
+            loaded = AutoTokenizer.from_pretrained(**source.arguments)
         backend = loaded.backend_tokenizer
     except (ValueError, OSError, KeyError, AttributeError, NotImplementedError) as error:
         raise UsageError(
@@ -225,6 +236,20 @@ def parameter_count(source: ModelSource) -> int:
                     size *= dim
                 total += size
     return total or sum(f.stat().st_size for p in _WEIGHTS for f in source.path.glob(p)) // 2
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers draws bars and gives advice; what matters here is raised as an error."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _first_line(error: Exception) -> str:

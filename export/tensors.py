@@ -1,7 +1,7 @@
 """The one file that holds every tensor of a bundle, and the references that graphs keep to it.
 
-Offsets are multiples of 4096 bytes, so that onnxruntime maps the file instead of reading it, and a
-tensor that two graphs share is stored, and paged in, once.
+Large tensors begin on a page, small ones on a cache line, so that onnxruntime maps the file instead
+of reading it, and a tensor that two graphs share is stored, and paged in, once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from edge_runtime.bundle import WEIGHTS
 
-PAGE_BYTES = 4096
+PAGE_BYTES, LINE_BYTES = 4096, 64
+LARGE_BYTES = 1 << 16
 INLINE_BYTES = 1024
 """Tensors up to this size stay inside the graph file."""
 
@@ -67,8 +68,9 @@ class TensorFile:
         if array.nbytes <= INLINE_BYTES:
             self._protos[name] = numpy_helper.from_array(array, name)
             return name
-        self._file.write(b"\0" * (-self.size_bytes % PAGE_BYTES))
-        offset = self.size_bytes + (-self.size_bytes % PAGE_BYTES)
+        padding = -self.size_bytes % (PAGE_BYTES if array.nbytes >= LARGE_BYTES else LINE_BYTES)
+        self._file.write(b"\0" * padding)
+        offset = self.size_bytes + padding
         array.tofile(self._file)
         self.size_bytes = offset + array.nbytes
         proto = TensorProto(

@@ -1,0 +1,112 @@
+"""Verbs `export` and `inspect`. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edge_runtime.bundle import Bundle, open_bundle
+from export.recipes import DEFAULT_TARGET, RECIPES
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+
+
+def export(
+    model: Annotated[
+        str, typer.Option(help="smollm2-135m, a transformers folder, a .gguf file, or a hub id.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
+    target: Annotated[str, typer.Option(help=f"One of: {', '.join(RECIPES)}.")] = DEFAULT_TARGET,
+    max_context: Annotated[
+        int, typer.Option(help="Longest prompt and answer together, in tokens.", min=16)
+    ] = 4096,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle at --out.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read weights from pickles, which can run code.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a device-ready bundle out of a model."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from export.pipeline import export_bundle
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_stderr(), transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        made = export_bundle(
+            model,
+            out,
+            target=target,
+            max_context=max_context,
+            replace=replace,
+            allow_pickle=allow_pickle,
+            progress=lambda what, done: bar.update(task, description=what, completed=done),
+        )
+    bundle = open_bundle(made.path, force=True, check=False)
+    row = describe(bundle) | {"seconds": round(made.seconds, 1)}
+    _show(row, as_json)
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    as_json: Json = False,
+) -> None:
+    """Show a bundle and check every checksum."""
+    _show(describe(open_bundle(bundle, force=True)) | {"checksums": "ok"}, as_json)
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """The facts of a bundle as one flat table."""
+    manifest = bundle.manifest
+    shape, memory = manifest.architecture, manifest.memory
+    return {
+        "path": str(bundle.path),
+        "name": manifest.name,
+        "target": manifest.target,
+        "ready": manifest.ready,
+        "source": f"{manifest.source.kind} {manifest.source.sha256[:12]}",
+        "created": manifest.created,
+        "size_mb": round(bundle.size_bytes / 1e6, 1),
+        "family": shape.family,
+        "layers": shape.layers,
+        "hidden": shape.hidden,
+        "vocabulary_size": shape.vocabulary_size,
+        "vocabulary_sha256": manifest.vocabulary_sha256,
+        "max_context": shape.max_context,
+        "end_ids": list(manifest.tokens.end_ids),
+        "branches": manifest.branches,
+        "weights_bytes": memory.weights_bytes,
+        "kv_bytes_per_token_per_row": memory.kv_bytes_per_token_per_row,
+        "workspace_bytes": memory.workspace_bytes,
+        "memory_mb": {
+            str(tokens): round((memory.weights_bytes + bundle.kv_bytes(tokens)) / 1e6, 1)
+            for tokens in (512, 2048, shape.max_context)
+            if tokens <= shape.max_context
+        },
+    }
+
+
+def _show(row: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in row.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k}: {v}" for k, v in value.items())
+        table.add_row(key, str(value))
+    Console().print(table)
+
+
+def _stderr() -> Any:
+    from rich.console import Console
+
+    return Console(file=sys.stderr)
