@@ -1,0 +1,158 @@
+"""NPU targets: a transformers model into static graphs, context binaries and a host embedding.
+
+    npu-qnn         8-bit weights in blocks of 32, fp16 activations; no calibration (v69 and up)
+    npu-qnn-w8a16   8-bit weights per channel, 16-bit integer activations; calibrated (v68 and up)
+
+Files written into the bundle: prefill.onnx, decode.onnx, head.onnx (static, for any provider),
+weights.bin (their tensors, stored once), embedding.bin, and for each graph NAME_ctx.onnx with
+NAME_ctx_qnn.bin (compiled for one SoC).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from edge_runtime.errors import UsageError
+from edge_runtime.npu_host import row_type
+from edge_runtime.npu_manifest import ROWS, NpuGraph, NpuSection
+from export.npu_blocks import BLOCK, block_quantize, blocks_recipe
+from export.npu_compile import Compiled, compile_graph
+from export.npu_graph import Shape, StaticModel, decoder_graph, head_graph, static_model
+from export.npu_socs import DEFAULT_SOC, Soc, soc
+from export.tensors import TensorFile
+
+TARGETS = ("npu-qnn", "npu-qnn-w8a16")
+EMBEDDING = "embedding.bin"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class NpuOptions:
+    """What an NPU export fixes for good."""
+
+    target: str = "npu-qnn"
+    soc: Soc = soc(DEFAULT_SOC)
+    chunk: int = 64
+    """Tokens of each row that a prefill call takes."""
+    past: int = 512
+    """Slots of keys and values: the longest prompt and answer together."""
+    layers: int | None = None
+    """Only the first so many blocks (for trials)."""
+    compile: bool = True
+    """False: static graphs only, for machines without the QNN plugin."""
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise UsageError("--target", "no such NPU target", got=self.target, allowed=TARGETS)
+        if self.target == "npu-qnn" and not self.soc.float16:
+            raise UsageError(
+                "--soc",
+                f"{self.soc.name} has an integer-only NPU (v{self.soc.architecture})",
+                todo="Use --target npu-qnn-w8a16 for it",
+            )
+        if not 1 < self.chunk <= self.past:
+            raise UsageError(
+                "--chunk", "must hold 2 tokens and fit in the past", got=self.chunk,
+                allowed=f"2 to {self.past}",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class NpuBuild:
+    """What `build` wrote: the manifest's part, and what compiling took, by graph."""
+
+    section: NpuSection
+    compiled: dict[str, Compiled]
+
+
+def build(
+    model: Any,
+    folder: Path,
+    options: NpuOptions = NpuOptions(),
+    *,
+    calibration: Any = None,
+    progress: Progress = lambda what: None,
+) -> NpuBuild:
+    """Write the NPU files of the transformers `model` into `folder`.
+
+    `calibration` (needed by `npu-qnn-w8a16`): prompts as lists of token ids, see
+    `export.npu_w8a16.calibrate`. Raises `UsageError` for a model that cannot be built, and
+    `EnvironmentFailure` when HTP does not take a graph whole.
+    """
+    static = static_model(model, layers=options.layers)
+    write_embedding(static, folder / EMBEDDING)
+    section: dict[str, Any] = {}
+    if options.target == "npu-qnn":
+        _write_blocks(static, folder, options, progress)
+        section = {"recipe": "blocks", "kv": "float16", "mask_floor": -10000.0}
+    else:
+        from export.npu_w8a16 import write_w8a16
+
+        section = write_w8a16(static, folder, options, calibration, progress)
+    graphs = {name: NpuGraph(static=f"{name}.onnx") for name in ("prefill", "decode", "head")}
+    compiled: dict[str, Compiled] = {}
+    if options.compile:
+        for name, graph in graphs.items():
+            progress(f"compiling {name} for {options.soc.name} (HTP v{options.soc.architecture})")
+            made = compile_graph(folder / graph.static, folder / f"{name}_ctx.onnx", options.soc)
+            compiled[name] = made
+            graphs[name] = graph.model_copy(
+                update={"context": made.context.name, "binary": made.binary.name}
+            )
+    return NpuBuild(
+        NpuSection(
+            soc=options.soc.name,
+            soc_number=options.soc.number,
+            architecture=f"v{options.soc.architecture}",
+            chunk=options.chunk,
+            past=options.past,
+            group=static.group,
+            embedding=EMBEDDING,
+            block=BLOCK,
+            inv_freq=[float(value) for value in static.inv_freq],
+            rope_scale=static.rope_scale,
+            coverage={name: made.coverage for name, made in compiled.items()},
+            **section,
+            **graphs,
+        ),
+        compiled,
+    )
+
+
+def _write_blocks(
+    static: StaticModel, folder: Path, options: NpuOptions, progress: Progress
+) -> None:
+    with TensorFile(folder) as tensors:
+        for name, sequence in (("prefill", options.chunk), ("decode", 1)):
+            progress(f"quantizing {name}")
+            graph = decoder_graph(static, Shape(ROWS, sequence, options.past))
+            save_static(blocks_recipe(graph), folder / f"{name}.onnx", tensors)
+        progress("quantizing head")
+        save_static(blocks_recipe(head_graph(static, ROWS)), folder / "head.onnx", tensors)
+
+
+def save_static(model: onnx.ModelProto, path: Path, tensors: TensorFile) -> None:
+    """Write a graph whose tensors go into `tensors` by name; equal names must be equal tensors."""
+    kept = []
+    for tensor in model.graph.initializer:
+        tensors.add(tensor.name, numpy_helper.to_array(tensor))
+        kept.append(tensors.proto(tensor.name))
+    model.graph.ClearField("initializer")
+    model.graph.initializer.extend(kept)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def write_embedding(static: StaticModel, path: Path) -> None:
+    """The input embedding as one row a token: int8 levels in blocks of 32, then fp16 scales."""
+    rows = np.empty(static.vocabulary, row_type(static.hidden, BLOCK))
+    levels, scales = block_quantize(static.embedding)
+    rows["levels"], rows["scales"] = levels, scales.astype(np.float16)
+    rows.tofile(path)
