@@ -31,6 +31,9 @@ BACKENDS = ("auto", "qnn", "simulator", "cpu")
 BACKEND_VARIABLE = "COSTEER_NPU"
 """Environment variable that replaces `auto`."""
 
+_EMPTY = {"float16": 0, "uint16": 32768}
+"""What zero is in a slot: uint16 keys and values have their zero point in the middle."""
+
 
 class NpuBranches:
     """Two rows of keys and values beside the static graphs of one NPU bundle."""
@@ -62,7 +65,7 @@ class NpuBranches:
         self._embed = Embedding(folder / section.embedding, architecture.hidden, section.block)
         slots = (ROWS, architecture.kv_heads, section.past, architecture.head_dim)
         self._kv = {
-            f"past_{kind}.{layer}": np.zeros(slots, section.kv)
+            f"past_{kind}.{layer}": np.full(slots, _EMPTY[section.kv], section.kv)
             for layer in range(architecture.layers)
             for kind in ("key", "value")
         }
@@ -110,10 +113,11 @@ class NpuBranches:
         """Tokens in the longer row, prompt included."""
         return max(self._lengths)
 
-    def prefill(self, aware: Sequence[int], agnostic: Sequence[int]) -> None:
+    def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
         """Begin an answer: both prompts, nothing after them.
 
-        Raises `BudgetExceeded` when a prompt does not fit in the slots fixed at export.
+        `note` (leading tokens of `aware` whose keys might be kept) is not used here. Raises
+        `BudgetExceeded` when a prompt does not fit in the slots fixed at export.
         """
         prompts = [list(aware), list(agnostic)]
         if not all(prompts):

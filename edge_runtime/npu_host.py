@@ -6,7 +6,7 @@ so that what was calibrated is what runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ Array = npt.NDArray[Any]
 
 def row_type(hidden: int, block: int) -> np.dtype[Any]:
     """One token's row in the embedding file: `hidden` int8 levels, then their fp16 scales."""
-    return np.dtype([("levels", "i1", (hidden // block, block)), ("scales", "<f2", hidden // block)])
+    return np.dtype(
+        [("levels", "i1", (hidden // block, block)), ("scales", "<f2", hidden // block)]
+    )
 
 
 class Embedding:
@@ -79,7 +81,7 @@ class Frame:
 
     def inputs(
         self,
-        embed: Embedding,
+        embed: Callable[[Array], Array],
         tokens: Sequence[Sequence[int]],
         lengths: Sequence[int],
         sequence: int,

@@ -10,20 +10,16 @@ NAME_ctx_qnn.bin (compiled for one SoC).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-from onnx import numpy_helper
-
 from edge_runtime.errors import UsageError
-from edge_runtime.npu_host import row_type
 from edge_runtime.npu_manifest import ROWS, NpuGraph, NpuSection
-from export.npu_blocks import BLOCK, block_quantize, blocks_recipe
+from export.npu_blocks import BLOCK, blocks_recipe
 from export.npu_compile import Compiled, compile_graph
+from export.npu_files import save_static, write_embedding
 from export.npu_graph import Shape, StaticModel, decoder_graph, head_graph, static_model
 from export.npu_socs import DEFAULT_SOC, Soc, soc
 from export.tensors import TensorFile
@@ -39,7 +35,7 @@ class NpuOptions:
     """What an NPU export fixes for good."""
 
     target: str = "npu-qnn"
-    soc: Soc = soc(DEFAULT_SOC)
+    soc: Soc = field(default_factory=lambda: soc(DEFAULT_SOC))
     chunk: int = 64
     """Tokens of each row that a prefill call takes."""
     past: int = 512
@@ -78,14 +74,14 @@ def build(
     folder: Path,
     options: NpuOptions = NpuOptions(),
     *,
-    calibration: Any = None,
+    calibration: Sequence[Sequence[int]] | None = None,
     progress: Progress = lambda what: None,
 ) -> NpuBuild:
     """Write the NPU files of the transformers `model` into `folder`.
 
     `calibration` (needed by `npu-qnn-w8a16`): prompts as lists of token ids, see
-    `export.npu_w8a16.calibrate`. Raises `UsageError` for a model that cannot be built, and
-    `EnvironmentFailure` when HTP does not take a graph whole.
+    `export.npu_calibrate.shipped_prompts`. Raises `UsageError` for a model that cannot be built,
+    and `EnvironmentFailure` when HTP does not take a graph whole.
     """
     static = static_model(model, layers=options.layers)
     write_embedding(static, folder / EMBEDDING)
@@ -96,7 +92,14 @@ def build(
     else:
         from export.npu_w8a16 import write_w8a16
 
-        section = write_w8a16(static, folder, options, calibration, progress)
+        section = write_w8a16(
+            static,
+            folder,
+            chunk=options.chunk,
+            past=options.past,
+            prompts=calibration,
+            progress=progress,
+        )
     graphs = {name: NpuGraph(static=f"{name}.onnx") for name in ("prefill", "decode", "head")}
     compiled: dict[str, Compiled] = {}
     if options.compile:
@@ -107,24 +110,20 @@ def build(
             graphs[name] = graph.model_copy(
                 update={"context": made.context.name, "binary": made.binary.name}
             )
-    return NpuBuild(
-        NpuSection(
-            soc=options.soc.name,
-            soc_number=options.soc.number,
-            architecture=f"v{options.soc.architecture}",
-            chunk=options.chunk,
-            past=options.past,
-            group=static.group,
-            embedding=EMBEDDING,
-            block=BLOCK,
-            inv_freq=[float(value) for value in static.inv_freq],
-            rope_scale=static.rope_scale,
-            coverage={name: made.coverage for name, made in compiled.items()},
-            **section,
-            **graphs,
-        ),
-        compiled,
-    )
+    section |= graphs | {
+        "soc": options.soc.name,
+        "soc_number": options.soc.number,
+        "architecture": f"v{options.soc.architecture}",
+        "chunk": options.chunk,
+        "past": options.past,
+        "group": static.group,
+        "embedding": EMBEDDING,
+        "block": BLOCK,
+        "inv_freq": [float(value) for value in static.inv_freq],
+        "rope_scale": static.rope_scale,
+        "coverage": {name: made.coverage for name, made in compiled.items()},
+    }
+    return NpuBuild(NpuSection(**section), compiled)
 
 
 def _write_blocks(
@@ -137,22 +136,3 @@ def _write_blocks(
             save_static(blocks_recipe(graph), folder / f"{name}.onnx", tensors)
         progress("quantizing head")
         save_static(blocks_recipe(head_graph(static, ROWS)), folder / "head.onnx", tensors)
-
-
-def save_static(model: onnx.ModelProto, path: Path, tensors: TensorFile) -> None:
-    """Write a graph whose tensors go into `tensors` by name; equal names must be equal tensors."""
-    kept = []
-    for tensor in model.graph.initializer:
-        tensors.add(tensor.name, numpy_helper.to_array(tensor))
-        kept.append(tensors.proto(tensor.name))
-    model.graph.ClearField("initializer")
-    model.graph.initializer.extend(kept)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def write_embedding(static: StaticModel, path: Path) -> None:
-    """The input embedding as one row a token: int8 levels in blocks of 32, then fp16 scales."""
-    rows = np.empty(static.vocabulary, row_type(static.hidden, BLOCK))
-    levels, scales = block_quantize(static.embedding)
-    rows["levels"], rows["scales"] = levels, scales.astype(np.float16)
-    rows.tofile(path)

@@ -90,9 +90,7 @@ def _cast_kv_input(value: onnx.ValueInfoProto) -> onnx.NodeProto:
     )
 
 
-def _cast_kv_outputs(
-    graph: onnx.GraphProto, nodes: list[onnx.NodeProto]
-) -> list[onnx.NodeProto]:
+def _cast_kv_outputs(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
     casts = []
     for value in graph.output:
         if not value.name.startswith(("key.", "value.")):

@@ -195,9 +195,7 @@ class _Decoder(_Nodes):
         out = self.op("MatMul", [x, self.constant(name + ".weight", weight.T)], matmul)
         if bias is None:
             return out
-        return self.op(
-            "Add", [out, self.constant(name + ".bias", bias * np.float32(scale))], name
-        )
+        return self.op("Add", [out, self.constant(name + ".bias", bias * np.float32(scale))], name)
 
     def heads(self, x: str, name: str, count: int) -> str:
         """[rows, sequence, count * d] -> [rows, sequence, count, d]."""
