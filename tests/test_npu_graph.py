@@ -5,7 +5,6 @@ No QNN plugin is needed here: `tests/test_npu_htp.py` runs the compiled graphs o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +27,6 @@ FAMILIES = ("llama", "qwen2", "qwen3")
 AWARE = [1, *range(40, 63)]
 AGNOSTIC = [1, *range(50, 61)]
 ANSWER = [70, 71, 72, 73, 74]
-
-Opener = Callable[..., NpuBranches]
 
 
 def load(folder: Path) -> Any:
@@ -59,17 +56,16 @@ def reference(model: Any, ids: list[int]) -> np.ndarray:
         return model(torch.tensor([ids])).logits[0].numpy()
 
 
-def branches_over(folder: Path, model: Any, options: NpuOptions, **kwargs: Any) -> NpuBranches:
-    built = build(model, folder, options)
+def architecture_of(model: Any) -> Any:
+    """What a manifest says of the model's shape."""
     static = static_model(model)
-    architecture = SimpleNamespace(
+    return SimpleNamespace(
         vocabulary_size=static.vocabulary,
         hidden=static.hidden,
         kv_heads=static.kv_heads,
         head_dim=static.head_dim,
         layers=static.layers,
     )
-    return NpuBranches(folder, built.section, architecture, backend="cpu", **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +78,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def opened(
     models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, NpuBranches]:
-    options = NpuOptions(chunk=8, past=48, compile=False)
-    return {
-        family: branches_over(tmp_path_factory.mktemp(family), model, options)
-        for family, model in models.items()
-    }
+    opened = {}
+    for family, model in models.items():
+        folder = tmp_path_factory.mktemp(family)
+        made = build(model, folder, NpuOptions(chunk=8, past=48, compile=False))
+        opened[family] = NpuBranches(folder, made.section, architecture_of(model), backend="cpu")
+    return opened
 
 
 @pytest.mark.parametrize("family", FAMILIES)
