@@ -25,8 +25,8 @@ from scenarios.metrics import (
 sums = st.lists(st.floats(1.0, 100.0), min_size=3, max_size=30)
 
 
-@given(sums, st.integers(0, 1000))
-def test_an_interval_holds_its_figure_and_lies_in_the_range(values: list[float], _: int) -> None:
+@given(sums)
+def test_an_interval_holds_its_figure_and_lies_in_the_range(values: list[float]) -> None:
     estimate = mean(values)
     assert min(values) - 1e-9 <= estimate.low <= estimate.high <= max(values) + 1e-9
     assert estimate.value == pytest.approx(np.mean(values))
@@ -130,4 +130,4 @@ def test_distinct_counts_repeats() -> None:
 
 def test_rouge_of_the_reference_with_itself() -> None:
     assert rouge("one two three", "one two three") == (1.0, 1.0)
-    assert rouge("three two one", "one two three") == (1.0, pytest.approx(1 / 3))
+    assert rouge("three two one", "one two three") == pytest.approx((1.0, 1 / 3))
