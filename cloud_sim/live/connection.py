@@ -260,7 +260,7 @@ async def close(socket: WebSocket, code: int, reason: str = "") -> None:
         try:
             async with asyncio.timeout(1.0):
                 await socket.close(code, reason)
-        except (RuntimeError, OSError, TimeoutError):
+        except (WebSocketDisconnect, RuntimeError, OSError, TimeoutError):
             return
 
 

@@ -22,7 +22,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cloud_sim.live.connection import POLICY_VIOLATION, Gone, ServerLimits, close, drive, send
 from cloud_sim.live.engine import Engine
@@ -55,7 +55,10 @@ class Service:
 
     async def connect(self, socket: WebSocket) -> None:
         """Serve one WebSocket from upgrade to close."""
-        await socket.accept()
+        try:
+            await socket.accept()
+        except (WebSocketDisconnect, RuntimeError, OSError):
+            return
         refusal = self._unwelcome(socket)
         if refusal is not None:
             self.refused += 1
@@ -175,6 +178,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                log_config=None,
                 log_level="error",
                 lifespan="on",
                 ws="websockets-sansio",
