@@ -12,7 +12,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
 from cloud_sim.live.connection import ServerLimits
-from cloud_sim.live.server import Server, create_app, running
+from cloud_sim.live.server import Server, bound, running
 from cloud_sim.session import Limits, session
 from edge_runtime import wire
 from edge_runtime.candidates import codec
@@ -286,4 +286,4 @@ async def test_an_address_that_is_none(url: str) -> None:
 
 def test_an_address_that_is_taken() -> None:
     with running(FakeCloud(64)) as server, pytest.raises(EnvironmentFailure, match="--port"):
-        Server(create_app(FakeCloud(64)), port=server.port)
+        bound(server.host, server.port)
