@@ -51,9 +51,15 @@ class Plan:
     token_deadline_ms: float = 0.0
     on_late: OnLate = "wait"
 
-    def make(self, device: Device, request: Request) -> Schedule:
-        """The schedule that answers `request`. Raises `UsageError` for a name or number that is
-        none, or that the schedule has no use for."""
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The schedule's own options that were given."""
+        names = ("window", "branches", "depth", "draft_tokens")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+    def check(self) -> None:
+        """Raises `UsageError` for a name or number that is none, or that the schedule has no use
+        for."""
         if self.schedule not in SCHEDULES:
             raise UsageError(
                 "schedule",
@@ -62,12 +68,7 @@ class Plan:
                 allowed=", ".join(SCHEDULES),
                 todo=did_you_mean(self.schedule, SCHEDULES),
             )
-        numbers = {
-            name: getattr(self, name)
-            for name in ("window", "branches", "depth", "draft_tokens")
-            if getattr(self, name)
-        }
-        for name, value in numbers.items():
+        for name, value in self.numbers.items():
             if value < 0:
                 raise UsageError(_option(name), "the number is negative", got=value)
             if name not in _TAKES[self.schedule]:
@@ -78,10 +79,16 @@ class Plan:
                     got=value,
                     allowed=f"with {' or '.join(fit)}" if fit else None,
                 )
-        deadline = Deadline(self.token_deadline_ms, self.on_late)
+        gate(self.gate)
+        Deadline(self.token_deadline_ms, self.on_late)
+
+    def make(self, device: Device, request: Request) -> Schedule:
+        """The schedule that answers `request`. Raises `UsageError` (see `check`)."""
+        self.check()
         made: Any = SCHEDULES[self.schedule]
+        deadline = Deadline(self.token_deadline_ms, self.on_late)
         schedule: Schedule = made(
-            device, request, gate=gate(self.gate), deadline=deadline, **numbers
+            device, request, gate=gate(self.gate), deadline=deadline, **self.numbers
         )
         return schedule
 

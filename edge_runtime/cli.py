@@ -76,6 +76,7 @@ def generate(
         token_deadline_ms=token_deadline_ms,
         on_late=on_late,  # type: ignore[arg-type]  # Deadline checks it
     )
+    plan.check()
     note = _note(rule, context)
     opened = open_bundle(bundle)
     text = Text.open(opened)
@@ -147,16 +148,20 @@ class _Stream:
 
     def __init__(self, text: Text, to: Any, shown: bool) -> None:
         self._decoder, self._to, self._shown = text.stream(), to, shown
+        self._began = False
 
     def __call__(self, record: TokenRecord) -> None:
         self._write(self._decoder.push(record.token))
 
     def end(self) -> None:
-        """The rest, and a line end."""
-        self._write(self._decoder.flush() + "\n")
+        """The rest, and a line end if there was anything."""
+        self._write(self._decoder.flush())
+        if self._began:
+            self._write("\n")
 
     def _write(self, text: str) -> None:
         if self._shown and text:
+            self._began = True
             self._to.write(text)
             self._to.flush()
 
