@@ -33,8 +33,9 @@ class Branches(Protocol):
         """Tokens in the longer row, prompt included."""
         ...
 
-    def prefill(self, aware: Sequence[int], agnostic: Sequence[int]) -> None:
-        """Begin an answer: both prompts, nothing after them."""
+    def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
+        """Begin an answer: both prompts, nothing after them; `note` tokens of the aware one are
+        the private note (see `text.Prompts`)."""
         ...
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -114,7 +115,8 @@ class SteeredDevice:
 
     def prefill(self) -> None:
         """Both prompts into the caches."""
-        self.branches.prefill(self.prompts.aware, self.prompts.agnostic)
+        prompts = self.prompts
+        self.branches.prefill(prompts.aware, prompts.agnostic, note=prompts.note)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append answer tokens to both rows."""

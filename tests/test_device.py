@@ -32,7 +32,7 @@ class Rows:
     def past(self) -> int:
         return self.prompt + len(self.tokens)
 
-    def prefill(self, aware: Sequence[int], agnostic: Sequence[int]) -> None:
+    def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
         self.tokens, self.prompt = [], max(len(aware), len(agnostic))
 
     def extend(self, tokens: Sequence[int]) -> None:
