@@ -52,7 +52,7 @@ class HashBranches:
     def past(self) -> int:
         return 5 + len(self.tokens)
 
-    def prefill(self, aware: Sequence[int], agnostic: Sequence[int]) -> None:
+    def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
         assert (tuple(aware), tuple(agnostic)) == (PROMPTS.aware, PROMPTS.agnostic)
         self.tokens = []
 

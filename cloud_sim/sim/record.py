@@ -101,10 +101,10 @@ class RecordingBranches:
         """Tokens in the longer row."""
         return self._branches.past
 
-    def prefill(self, aware: Sequence[int], agnostic: Sequence[int]) -> None:
+    def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
         """Begin an answer."""
         self._tape.prompt_lengths = (len(aware), len(agnostic))
-        self._branches.prefill(aware, agnostic)
+        self._branches.prefill(aware, agnostic, note=note)
         del self._path[1:]
 
     def extend(self, tokens: Sequence[int]) -> None:

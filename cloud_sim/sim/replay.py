@@ -136,7 +136,7 @@ class TapeBranches:
         """Tokens in the longer row."""
         return self._longest + len(self._tokens)
 
-    def prefill(self, aware: Sequence[int], agnostic: Sequence[int]) -> None:
+    def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
         """Begin an answer."""
         self.rollback(0)
         self._in_model = -1
