@@ -94,24 +94,38 @@ def _answer(job: Job) -> None:
     from edge_runtime.connections.websocket import answer
     from edge_runtime.schedules.exchange import Request
     from edge_runtime.text import Text
+    from edge_runtime.transcript import TokenRecord
     from scenarios.answers import answer_row, token_row
-    from scenarios.parts import device_for, schedule_for
+    from scenarios.assembly import device_for, schedule_for
 
     began = time.perf_counter()
     bundle = open_bundle(job.bundle)
     text = Text.open(bundle)
-    device = device_for(bundle, text, job.query, job.context, job.method, job.gain, job.max_tokens)
+    device = device_for(
+        bundle,
+        text,
+        job.query,
+        job.context,
+        method=job.method,
+        gain=job.gain,
+        max_tokens=job.max_tokens,
+    )
     request = Request(job.query, text.fingerprint, codec(job.codec), job.max_tokens)
     _tell("ready", load_ms=1e3 * (time.perf_counter() - began))
     shown = text.stream()
 
-    def on_token(token: int, *_: object) -> None:
-        _tell("token", text=shown.push(token))
+    def on_token(record: TokenRecord) -> None:
+        _tell("token", text=shown.push(record.token))
 
     transcript = asyncio.run(
-        answer(schedule_for(job.schedule, device, request), job.url, on_token=on_token)
+        answer(
+            schedule_for(job.schedule, device, request),
+            job.url,
+            on_token=on_token,
+            method=device.method.name,
+            gain=device.method.gain,
+        )
     )
-    transcript.method, transcript.gain = device.method.name, device.method.gain
     again = text.stream()
     tokens = [
         token_row(record, again.push(record.token), text.decode) for record in transcript.records
