@@ -20,7 +20,7 @@ def simulate(
     from rich.console import Console
     from rich.progress import track
 
-    from edge_runtime.files import write_text
+    from edge_runtime.files import write_whole
     from scenarios.models import LocalModels
     from scenarios.run import run
     from scenarios.spec import read_scenario
@@ -28,7 +28,7 @@ def simulate(
     plan = read_scenario(scenario, settings)
     stderr = Console(stderr=True)
     cells = list(plan.cells())
-    models = LocalModels(lambda what: stderr.print(f"[dim]{what}[/dim]"))
+    models = LocalModels(told=lambda what: stderr.print(f"[dim]{what}[/dim]"))
     results = run(cells, models)
     rows = [
         result.row
@@ -38,7 +38,7 @@ def simulate(
     ]
     answer = {"scenario": plan.name, "rows": rows}
     if out is not None:
-        write_text(out / "rows.json", json.dumps(answer, indent=1) + "\n")
+        write_whole(out / "rows.json", json.dumps(answer, indent=1) + "\n")
     Console(stderr=as_json).print(table(rows, plan.varied))
     if as_json:
         print(json.dumps(answer))

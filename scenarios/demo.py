@@ -130,7 +130,7 @@ def over_links(
     runs = []
     with _waiting(console) as progress:
         task = progress.add_task("simulating the links", total=len(cells))
-        models = LocalModels(lambda what: progress.update(task, description=what))
+        models = LocalModels(told=lambda what: progress.update(task, description=what))
         machines = measured(steered)
         for cell, result in zip(cells, run(cells, models, machines=machines), strict=True):
             progress.update(task, advance=1, description=f"simulated {cell.network}")

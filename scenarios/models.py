@@ -6,35 +6,31 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from cloud_sim.model import CloudModel
+from cloud_sim.sim.record import blank
+from cloud_sim.sim.replay import Replay
+from cloud_sim.sim.tape import Tape
+from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import EnvironmentFailure, UsageError
-from edge_runtime.policy import Device
-from edge_runtime.schedules.exchange import Request
+from edge_runtime.sampling import Sampler
+from edge_runtime.steering import method
+from edge_runtime.text import Prompts, Text
 from edge_runtime.weights import ALIASES, cache_dir
+from scenarios.assembly import public_query
+from scenarios.reuse import Reusing
 from scenarios.spec import Cell
-
-if TYPE_CHECKING:
-    from edge_runtime.bundle import Bundle
-    from edge_runtime.text import Text
+from scenarios.store import content_key
 
 TARGET = "cpu-int8"
 
 
 class Models(Protocol):
-    """What a run needs of the world's models; tests and recordings have their own."""
+    """What a run needs of the world's models; tests have their own."""
 
-    def device(self, cell: Cell) -> Device:
-        """A fresh device for the cell's question and method."""
-        ...
-
-    def request(self, cell: Cell) -> Request:
-        """What the device asks the cloud for."""
-        ...
-
-    def cloud(self, cell: Cell) -> CloudModel:
-        """The cell's cloud model."""
+    def replay(self, cell: Cell) -> Replay:
+        """The cell's question on tape, with the models at hand for what is not on it yet."""
         ...
 
     def decode(self, cell: Cell) -> Callable[..., str]:
@@ -83,54 +79,43 @@ def export_if_needed(name: str) -> Path:
 
 
 class LocalModels:
-    """Models on this machine, each opened at its first use and kept."""
+    """Models on this machine, each opened at its first use and kept; every answer is recorded.
 
-    def __init__(self, told: Callable[[str], None] = lambda what: None) -> None:
-        self._told = told
+    `tapes`: a folder that keeps the recordings, so that the next run needs no model. They hold the
+    small model's scores, which depend on the private note: as private as the note itself.
+    """
+
+    def __init__(
+        self, tapes: Path | None = None, told: Callable[[str], None] = lambda what: None
+    ) -> None:
+        self._told, self._folder = told, tapes
         self._bundles: dict[str, tuple[Bundle, Text]] = {}
         self._branches: dict[tuple[str, int], Any] = {}
         self._clouds: dict[str, CloudModel] = {}
+        self._tapes: dict[str, Tape] = {}
+        self._saved: dict[str, int] = {}
 
-    def device(self, cell: Cell) -> Device:
+    def replay(self, cell: Cell) -> Replay:
         """See `Models`."""
-        from edge_runtime.sampling import Sampler
-        from edge_runtime.steering import method
-        from scenarios.assembly import device_for
-
         bundle, text = self._bundle(cell.bundle)
-        branches = None
-        if method(cell.method, cell.gain).steers:
-            branches = self._open_branches(cell, bundle, text)
-        return device_for(
-            bundle,
-            text,
-            cell.case.query,
-            cell.case.context,
-            method=cell.method,
-            gain=cell.gain,
-            max_tokens=cell.max_tokens,
-            sampler=Sampler(cell.temperature, cell.top_p, cell.seed),
-            branches=branches,
+        rule = method(cell.method, cell.gain)
+        query = public_query(cell.method, cell.case.query, cell.case.context)
+        prompts = text.prompts(cell.case.query, cell.case.context)
+        return Replay(
+            self._tape(cell, query, prompts),
+            rule,
+            Sampler(cell.temperature, cell.top_p, cell.seed),
+            cloud=_Lazy(lambda: Reusing(self._cloud(cell.cloud_model))),
+            branches=_Lazy(lambda: self._open_branches(cell, bundle, prompts)),
+            prompts=prompts,
         )
 
-    def request(self, cell: Cell) -> Request:
-        """See `Models`."""
-        from edge_runtime.candidates import codec
-        from scenarios.assembly import public_query
-
-        query = public_query(cell.method, cell.case.query, cell.case.context)
-        _, text = self._bundle(cell.bundle)
-        return Request(query, text.fingerprint, codec(cell.codec), cell.max_tokens)
-
-    def cloud(self, cell: Cell) -> CloudModel:
-        """See `Models`."""
-        name = cell.cloud_model
-        if name not in self._clouds:
-            from cloud_sim.live.llm import TransformersModel
-
-            self._told(f"loading {name} for the cloud")
-            self._clouds[name] = TransformersModel.open_source(name)
-        return self._clouds[name]
+    def keep(self) -> None:
+        """Write the tapes that have grown."""
+        for key, tape in self._tapes.items():
+            if self._folder is not None and self._saved.get(key) != tape.positions:
+                tape.save(self._folder / f"{key}.tape")
+                self._saved[key] = tape.positions
 
     def decode(self, cell: Cell) -> Callable[..., str]:
         """See `Models`."""
@@ -140,20 +125,46 @@ class LocalModels:
         """See `Models`."""
         return self._bundle(cell.bundle)[0].manifest.memory.weights_bytes / 1e6
 
+    def _tape(self, cell: Cell, query: str, prompts: Prompts) -> Tape:
+        manifest = self._bundle(cell.bundle)[0].manifest
+        key = content_key(
+            {
+                "bundle": {name: file.sha256 for name, file in manifest.files.items()},
+                "cloud": cell.cloud_model,
+                "codec": cell.codec,
+                "query": query,
+                "case": cell.case.query,
+                "context": cell.case.context,
+            }
+        )
+        if key not in self._tapes:
+            path = self._folder / f"{key}.tape" if self._folder else None
+            if path is not None and path.is_file():
+                self._tapes[key] = Tape.load(path)
+                self._saved[key] = self._tapes[key].positions
+            else:
+                self._tapes[key] = blank(self._cloud(cell.cloud_model), query, cell.codec)
+                self._tapes[key].prompt_lengths = (len(prompts.aware), len(prompts.agnostic))
+        return self._tapes[key]
+
+    def _cloud(self, name: str) -> CloudModel:
+        if name not in self._clouds:
+            from cloud_sim.live.llm import TransformersModel
+
+            self._told(f"loading {name} for the cloud")
+            self._clouds[name] = TransformersModel.open_source(name)
+        return self._clouds[name]
+
     def _bundle(self, name: str) -> tuple[Bundle, Text]:
         if name not in self._bundles:
-            from edge_runtime.bundle import open_bundle
-            from edge_runtime.text import Text
-
             self._told(f"opening {name} for the device")
             bundle = open_bundle(export_if_needed(name), check=False)
             self._bundles[name] = bundle, Text.open(bundle)
         return self._bundles[name]
 
-    def _open_branches(self, cell: Cell, bundle: Bundle, text: Text) -> Any:
+    def _open_branches(self, cell: Cell, bundle: Bundle, prompts: Prompts) -> Any:
         from edge_runtime.branches import open_branches
 
-        prompts = text.prompts(cell.case.query, cell.case.context)
         needed = max(len(prompts.aware), len(prompts.agnostic)) + cell.max_tokens
         # One buffer serves all shorter questions too: round up, so that few are opened.
         length = min(-(-needed // 512) * 512, bundle.manifest.architecture.max_context)
@@ -161,3 +172,15 @@ class LocalModels:
         if key not in self._branches:
             self._branches[key] = open_branches(bundle, max_length=key[1])
         return self._branches[key]
+
+
+class _Lazy:
+    """Stands in for a model until the first time that something is asked of it."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._made = make, None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        return getattr(self._made, name)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.files import write_text
+from edge_runtime.files import write_whole
 from scenarios import timeline
 from scenarios.answers import diverged
 from scenarios.page_style import STYLE
@@ -21,7 +21,7 @@ STRONG_NATS = 4.0
 
 def write_page(path: Path, result: Mapping[str, Any]) -> None:
     """Write the page of a demo's `result` to `path`, all or nothing."""
-    write_text(path, page(result))
+    write_whole(path, page(result))
 
 
 def page(result: Mapping[str, Any]) -> str:

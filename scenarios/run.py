@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cloud_sim.net.catalogue import Network, network
-from cloud_sim.session import session
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
+from cloud_sim.sim.machines import cloud, device
+from cloud_sim.sim.row import row
 from cloud_sim.sim.simulate import Labels, simulate
+from edge_runtime.device import CloudOnlyDevice
+from edge_runtime.policy import Device
 from edge_runtime.transcript import Transcript
 from scenarios.answers import token_row
 from scenarios.assembly import schedule_for
@@ -56,54 +59,40 @@ def run_cell(cell: Cell, models: Models, machines: Machines | None = None) -> Re
     link = link_of(cell)
     uplink, downlink = link.links(cell.seed)
     machines = machines or machines_of(cell, models)
-    device, request = models.device(cell), models.request(cell)
-    rule = getattr(device, "method", None)
+    replay = models.replay(cell)
+    rule = replay.method
+    phone: Device = replay.device()
+    if not rule.steers:
+        phone = CloudOnlyDevice(replay.sampler, replay.tape.end_ids, rule)
     transcript = simulate(
-        schedule_for(cell.schedule, device, request),
-        session(models.cloud(cell)),
+        schedule_for(cell.schedule, phone, replay.request(cell.max_tokens)),
+        replay.session(),
         uplink=uplink,
         downlink=downlink,
         device_costs=machines.device,
         cloud_costs=machines.cloud,
         transport=link.transport,
-        labels=Labels(cell.method, getattr(rule, "gain", 0.0), cell.schedule, cell.codec),
+        labels=Labels(cell.method, rule.gain, cell.schedule, cell.codec),
     )
     decode = models.decode(cell)
     tokens = [token_row(record, decode([record.token]), decode) for record in transcript.records]
-    origin = {
+    origins = {
         "device": machines.device.origin,
         "cloud": machines.cloud.origin,
         "network": link.origin,
     }
-    return Result(row(cell, transcript, decode(transcript.tokens), origin), tokens, transcript)
-
-
-def row(cell: Cell, transcript: Transcript, text: str, origin: dict[str, str]) -> dict[str, Any]:
-    """The figures of one cell, and where each is from."""
-    parts = transcript.mean_parts().as_dict()
-    modelled = dict.fromkeys(("ttft_ms", "tokens_per_s", "token_ms", "parts"), "modelled")
-    return {
-        "profile": cell.network,
-        "rtt_ms": cell.rtt_ms,
+    figures = {
         "case": cell.case.id,
-        "seed": cell.seed,
+        "rtt_ms": cell.rtt_ms,
         "device_profile": cell.device,
         "cloud_profile": cell.cloud,
         "bundle": cell.bundle,
         "cloud_model": cell.cloud_model,
-        **transcript.row(),
-        "text": text,
-        "parts": {"total": sum(parts.values()), **parts},
-        "retransmissions": int(transcript.counters.get("retransmissions", 0)),
+        **row(transcript, profile=cell.network, seed=cell.seed, origins=origins),
+        "text": decode(transcript.tokens),
         "peak_rss_mb": None,
-        "origin": {
-            **modelled,
-            "uplink_bytes": "measured",
-            "downlink_bytes": "measured",
-            "tokens": "measured",
-            **{f"costs of the {name}": where for name, where in origin.items()},
-        },
     }
+    return Result(figures, tokens, transcript)
 
 
 def link_of(cell: Cell) -> Network:
@@ -119,7 +108,5 @@ def link_of(cell: Cell) -> Network:
 
 def machines_of(cell: Cell, models: Models) -> Machines:
     """What the cell's device and cloud profiles say."""
-    from cloud_sim.sim.machines import cloud, device
-
     weights_mb = models.weights_mb(cell)
     return Machines(device(cell.device).costs(weights_mb=weights_mb), cloud(cell.cloud).costs())

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import EnvironmentFailure
-from edge_runtime.files import write_bytes, write_text
+from edge_runtime.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,7 @@ class Store:
 
     def put(self, key: str, result: Mapping[str, Any]) -> None:
         """Keep a finished cell."""
-        write_text(self._cell(key), json.dumps(result, sort_keys=True) + "\n")
+        write_whole(self._cell(key), json.dumps(result, sort_keys=True) + "\n")
 
     def get(self, key: str) -> dict[str, Any]:
         """A finished cell. Raises `EnvironmentFailure` when it is not there or not readable."""
@@ -61,9 +61,9 @@ class Store:
     def finish(self, study: Mapping[str, Any], keys: Sequence[str]) -> Path:
         """Write the study's own file and all its rows as Parquet; the latter's path."""
         record = {"schema": SCHEMA, **study, "cells": list(keys)}
-        write_text(self.folder / "study.json", json.dumps(record, indent=1) + "\n")
+        write_whole(self.folder / "study.json", json.dumps(record, indent=1) + "\n")
         path = self.folder / "results.parquet"
-        write_bytes(path, parquet([flat(self.get(key)["row"]) for key in keys]))
+        write_whole(path, parquet([flat(self.get(key)["row"]) for key in keys]))
         return path
 
     def study(self) -> dict[str, Any]:

@@ -119,10 +119,11 @@ def run_group(group: Group, folder: str) -> list[str]:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if _models is None:
-        _models = LocalModels()
+        _models = LocalModels(Path(folder) / "tapes")
     store = Store(Path(folder))
     for (key, _), result in zip(group, run_cells([c for _, c in group], _models), strict=True):
         store.put(key, result)
+        _models.keep()
     return [key for key, _ in group]
 
 

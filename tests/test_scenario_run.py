@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
-from edge_runtime.candidates import codec
+from cloud_sim.sim.record import blank
+from cloud_sim.sim.replay import Replay
+from cloud_sim.sim.tape import Tape
 from edge_runtime.errors import UsageError
-from edge_runtime.schedules.exchange import Request
+from edge_runtime.sampling import Sampler
+from edge_runtime.steering import method
+from scenarios.reuse import Reusing
 from scenarios.run import Machines, Result, run
 from scenarios.spec import Cell, scenario
-from tests.fakes import FakeCloud, FakeDevice
+from tests.fakes import FakeCloud
+from tests.test_tape import PROMPTS, VOCABULARY, HashBranches
 
 MACHINES = Machines(
     DeviceCosts(step_ms=16.0, head_ms=2.0, steer_ms=0.1, prefill_ms=40.0, origin="measured"),
@@ -23,16 +28,19 @@ MACHINES = Machines(
 
 
 class FakeModels:
-    """`scenarios.models.Models` without any model."""
+    """`scenarios.models.Models` over fakes, recorded like real ones."""
 
-    def device(self, cell: Cell) -> FakeDevice:
-        return FakeDevice(32, context=cell.case.context, gain=cell.gain or 0.5, seed=cell.seed)
+    def __init__(self) -> None:
+        self.tape: Tape | None = None
+        self.cloud = FakeCloud(VOCABULARY)
 
-    def request(self, cell: Cell) -> Request:
-        return Request(cell.case.query, "", codec(cell.codec), cell.max_tokens)
-
-    def cloud(self, cell: Cell) -> FakeCloud:
-        return FakeCloud(32)
+    def replay(self, cell: Cell) -> Replay:
+        if self.tape is None:
+            self.tape = blank(self.cloud, cell.case.query, cell.codec)
+        branches = HashBranches()
+        rule, sampler = method(cell.method, cell.gain), Sampler(cell.temperature, seed=cell.seed)
+        reusing = Reusing(self.cloud)
+        return Replay(self.tape, rule, sampler, reusing, branches, PROMPTS)
 
     def decode(self, cell: Cell) -> Callable[..., str]:
         return lambda ids: "".join(chr(97 + token % 26) for token in ids)
@@ -68,13 +76,13 @@ def test_a_row_has_every_figure_and_its_parts_add_up() -> None:
         *("retransmissions", "seed", "text", "tokens", "gain", "tokens_per_s", "ms_per_token"),
     ):
         assert key in row
-    for parts in (row["parts"], row["ms_per_token"]):
-        rest = sum(ms for name, ms in parts.items() if name != "total")
-        assert math.isclose(rest, parts["total"], rel_tol=1e-9)
+    mean = row["ms_per_token"].pop("total")
+    assert math.isclose(sum(row["parts"].values()), mean, rel_tol=1e-9)
+    assert row["parts"] == row["ms_per_token"]
     for token, record in zip(result.tokens, result.transcript.records, strict=True):
         assert math.isclose(sum(token["parts"].values()), record.parts.total, abs_tol=0.01)
-    assert row["origin"]["costs of the device"] == "measured"
-    assert row["origin"]["costs of the cloud"] == "published"
+    assert row["inputs"]["device"] == "measured"
+    assert row["inputs"]["cloud"] == "published"
 
 
 def test_the_round_trip_of_the_scenario_replaces_the_profiles() -> None:
