@@ -17,6 +17,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from cloud_sim.sim.costs import CloudCosts, DeviceCosts
+from scenarios.run import Machines, run
 from scenarios.spec import Cell, read_scenario
 
 LIBRARY = Path(__file__).resolve().parent / "library"
@@ -63,7 +65,7 @@ def show(cells: list[Cell], console: Console) -> dict[str, Any]:
     from scenarios import panes
 
     console.print(panes.figures(answers))
-    simulated = over_links(cells, answers[-1], console)
+    simulated = over_links(cells, answers, console)
     console.print(panes.links(simulated))
     return {
         "query": cell.case.query,
@@ -121,17 +123,16 @@ def live(cell: Cell, bundle: str, url: str, console: Console) -> list[dict[str, 
 
 
 def over_links(
-    cells: list[Cell], steered: dict[str, Any], console: Console
+    cells: list[Cell], answers: list[dict[str, Any]], console: Console
 ) -> list[dict[str, Any]]:
     """The steered answer again over each cell's simulated link."""
     from scenarios.models import LocalModels
-    from scenarios.run import run
 
     runs = []
     with _waiting(console) as progress:
         task = progress.add_task("simulating the links", total=len(cells))
         models = LocalModels(told=lambda what: progress.update(task, description=what))
-        machines = measured(steered)
+        machines = measured(*answers)
         for cell, result in zip(cells, run(cells, models, machines=machines), strict=True):
             progress.update(task, advance=1, description=f"simulated {cell.network}")
             runs.append(
@@ -139,33 +140,34 @@ def over_links(
                     "label": cell.network,
                     "row": result.row,
                     "tokens": result.tokens,
-                    "same": result.row["tokens"] == steered["row"]["tokens"],
+                    "same": result.row["tokens"] == answers[-1]["row"]["tokens"],
                 }
             )
     return runs
 
 
-def measured(answer: dict[str, Any]) -> Any:
-    """Device and cloud as fast as they were in a live answer on this machine."""
-    from cloud_sim.sim.costs import CloudCosts, DeviceCosts
-    from scenarios.run import Machines
+def measured(alone: dict[str, Any], steered: dict[str, Any]) -> Machines:
+    """Device and cloud as fast as they were in two live answers on this machine.
 
-    mean = answer["row"]["ms_per_token"]
-    first = answer["tokens"][0]["parts"]
+    The cloud's time is read from the answer without a device model: in the other one it is partly
+    hidden behind the device's own step.
+    """
+    device, first = steered["row"]["ms_per_token"], steered["tokens"][0]["parts"]
+    cloud = alone["row"]["ms_per_token"]["cloud"]
     return Machines(
         DeviceCosts(
-            step_ms=mean["device"],
-            steer_ms=mean["steer"],
-            prefill_ms=max(0.0, first["device"] - mean["device"]),
+            step_ms=device["device"],
+            steer_ms=device["steer"],
+            prefill_ms=max(0.0, first["device"] - device["device"]),
             origin="measured",
         ),
-        CloudCosts(step_ms=mean["cloud"], origin="measured"),
+        CloudCosts(step_ms=cloud, origin="measured"),
     )
 
 
 def _label(cell: Cell) -> str:
     gain = "" if cell.gain is None else f", gain {cell.gain:g}"
-    return f"Steered on the device ({cell.method}{gain})"
+    return f"Steered ({cell.method}{gain})"
 
 
 def _waiting(console: Console) -> Progress:

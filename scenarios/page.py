@@ -33,14 +33,14 @@ def page(result: Mapping[str, Any]) -> str:
         _colours(),
         "<h2>What it cost on this machine</h2>",
         _figures(answers),
-        _timelines(answers, "live"),
+        _timelines(answers),
     ]
     if simulated:
         sections += [
             "<h2>The same answer over other links</h2>",
             f"<p>{html.escape(result['simulated_note'])}</p>",
             _links(simulated),
-            _timelines(simulated, "simulated"),
+            _timelines(simulated),
         ]
     title = f"costeer: {html.escape(result['query'])}"
     return (
@@ -143,12 +143,9 @@ def _links(simulated: Sequence[Mapping[str, Any]]) -> str:
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
-def _timelines(runs: Sequence[Mapping[str, Any]], kind: str) -> str:
-    ceiling = None
-    if kind == "simulated":
-        ceiling = timeline.nice(
-            max(sum(token["parts"].values()) for run in runs for token in run["tokens"][1:])
-        )
+def _timelines(runs: Sequence[Mapping[str, Any]]) -> str:
+    times = [sum(token["parts"].values()) for run in runs for token in run["tokens"][1:]]
+    ceiling = timeline.nice(max(times)) if times else None
     parts = [
         name for name in timeline.PARTS if any(name in timeline.used(r["tokens"]) for r in runs)
     ]
