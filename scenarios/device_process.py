@@ -89,14 +89,17 @@ def _answer(job: Job) -> None:
     import asyncio
     import time
 
+    from edge_runtime.assembly import device_for
     from edge_runtime.bundle import open_bundle
     from edge_runtime.candidates import codec
     from edge_runtime.connections.websocket import answer
+    from edge_runtime.memory import peak_rss_mb
     from edge_runtime.schedules.exchange import Request
+    from edge_runtime.steering import method
     from edge_runtime.text import Text
     from edge_runtime.transcript import TokenRecord
     from scenarios.answers import answer_row, token_row
-    from scenarios.assembly import device_for, schedule_for
+    from scenarios.plans import plan_of
 
     began = time.perf_counter()
     bundle = open_bundle(job.bundle)
@@ -106,8 +109,7 @@ def _answer(job: Job) -> None:
         text,
         job.query,
         job.context,
-        method=job.method,
-        gain=job.gain,
+        method(job.method, job.gain),
         max_tokens=job.max_tokens,
     )
     request = Request(job.query, text.fingerprint, codec(job.codec), job.max_tokens)
@@ -119,7 +121,7 @@ def _answer(job: Job) -> None:
 
     transcript = asyncio.run(
         answer(
-            schedule_for(job.schedule, device, request),
+            plan_of(job.schedule).make(device, request),
             job.url,
             on_token=on_token,
             method=device.method.name,
@@ -132,14 +134,6 @@ def _answer(job: Job) -> None:
     ]
     row = answer_row(transcript, text.decode(transcript.tokens), peak_rss_mb=peak_rss_mb())
     _tell("done", row=row, tokens=tokens)
-
-
-def peak_rss_mb() -> float:
-    """The most memory this process has held, in 10^6 bytes."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def _tell(kind: str, **more: Any) -> None:

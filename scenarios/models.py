@@ -12,13 +12,13 @@ from cloud_sim.model import CloudModel
 from cloud_sim.sim.record import blank
 from cloud_sim.sim.replay import Replay
 from cloud_sim.sim.tape import Tape
+from edge_runtime.assembly import public_query
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import EnvironmentFailure, UsageError
 from edge_runtime.sampling import Sampler
 from edge_runtime.steering import method
 from edge_runtime.text import Prompts, Text
 from edge_runtime.weights import ALIASES, cache_dir
-from scenarios.assembly import public_query
 from scenarios.reuse import Reusing
 from scenarios.spec import Cell
 from scenarios.store import content_key
@@ -99,7 +99,7 @@ class LocalModels:
         """See `Models`."""
         bundle, text = self._bundle(cell.bundle)
         rule = method(cell.method, cell.gain)
-        query = public_query(cell.method, cell.case.query, cell.case.context)
+        query = public_query(rule, cell.case.query, cell.case.context)
         prompts = text.prompts(cell.case.query, cell.case.context)
         return Replay(
             self._tape(cell, query, prompts),

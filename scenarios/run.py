@@ -19,8 +19,8 @@ from edge_runtime.device import CloudOnlyDevice
 from edge_runtime.policy import Device
 from edge_runtime.transcript import Transcript
 from scenarios.answers import token_row
-from scenarios.assembly import schedule_for
 from scenarios.models import Models
+from scenarios.plans import plan_of
 from scenarios.spec import Cell
 
 
@@ -65,7 +65,7 @@ def run_cell(cell: Cell, models: Models, machines: Machines | None = None) -> Re
     if not rule.steers:
         phone = CloudOnlyDevice(replay.sampler, replay.tape.end_ids, rule)
     transcript = simulate(
-        schedule_for(cell.schedule, phone, replay.request(cell.max_tokens)),
+        plan_of(cell.schedule).make(phone, replay.request(cell.max_tokens)),
         replay.session(),
         uplink=uplink,
         downlink=downlink,
