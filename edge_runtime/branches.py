@@ -172,12 +172,18 @@ class TwoBranches:
             )
         self._length = length
 
-    def logits(self, ids: npt.NDArray[np.int64] | None = None) -> Scores:
-        """Raw logits [2, C] for the next position over `ids` (None: the whole vocabulary).
+    def logits(
+        self, ids: npt.NDArray[np.int64] | None = None, position: int | None = None
+    ) -> Scores:
+        """Raw logits [2, C] over `ids` (None: the whole vocabulary), alike to the bit.
 
-        The same numbers, to the bit, either way.
+        For the answer's `position`, at most `length` (None: the next one): its hidden state is
+        still here, so an earlier one costs no pass either.
         """
         self._check_ready()
+        at = self._length if position is None else position
+        if not 0 <= at <= self._length:
+            raise UsageError("head", "no such position", got=at, allowed=f"0 to {self._length}")
         if ids is None:
             binding = self._head("head")
             out = np.empty((2, self.vocabulary_size), np.float32)
@@ -194,7 +200,7 @@ class TwoBranches:
             binding.input("candidate_ids", ids)
             out = np.empty((2, len(ids)), np.float32)
         size = self._hidden_size
-        binding.input("hidden", self._hidden, (2, size), self._length * 2 * size * _F32)
+        binding.input("hidden", self._hidden, (2, size), at * 2 * size * _F32)
         binding.output("logits", out)
         binding.run()
         return out

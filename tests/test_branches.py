@@ -92,6 +92,8 @@ def test_a_rolled_back_position_needs_no_pass_of_the_model(together: TwoBranches
     for token in tokens(together.bundle, 5, 3):
         together.extend([token])
         seen.append(together.logits())
+    for earlier in range(6):
+        np.testing.assert_array_equal(together.logits(position=earlier), seen[earlier])
     for length in (3, 2, 0):
         together.rollback(length)
         np.testing.assert_array_equal(together.logits(), seen[length])

@@ -118,10 +118,10 @@ class RecordingBranches:
         self._branches.rollback(length)
         del self._path[length + 1 :]
 
-    def logits(self, ids: np.ndarray | None = None) -> Scores:
+    def logits(self, ids: np.ndarray | None = None, position: int | None = None) -> Scores:
         """The branches' own, recorded; the full head's replace those over candidates."""
-        scores = self._branches.logits(ids)
-        node = self._path[-1]
+        scores = self._branches.logits(ids, position)
+        node = self._path[-1 if position is None else position]
         if node.scores is None or scores.shape[1] >= node.scores.shape[1]:
             node.scores = scores.copy()
         return scores
