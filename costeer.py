@@ -52,6 +52,7 @@ class Verb:
 VERBS: tuple[Verb, ...] = (
     Verb("demo", "scenarios.demo:demo", "See it work once, on real weights.", "all"),
     Verb("export", "export.cli:export", "Make a device-ready bundle out of a model.", "export"),
+    Verb("verify", "export.cli:verify", "Compare a bundle with its float model.", "export"),
     Verb("inspect", "export.cli:inspect", "Show a bundle and check every checksum."),
     Verb("generate", "edge_runtime.cli:generate", "Answer a query, steered by a private note."),
     Verb("profile", "edge_runtime.cli_profile:profile", "Measure a bundle on this machine."),

@@ -1,6 +1,6 @@
 """The device-ready folder: what is in it, how it is written whole, how it is opened and checked.
 
-    manifest.json         this module's `Manifest`: what the bundle is, and a SHA-256 of each file
+    manifest.json         what the bundle is (`edge_runtime.manifest`), and a SHA-256 of each file
     decoder.onnx          token ids and a mask to the hidden state after the final norm, and KV
     head.onnx             hidden state to the logits of the whole vocabulary
     candidates.onnx       hidden state and ids to the logits of those ids, bit-equal to the head's
@@ -22,14 +22,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from edge_runtime.errors import BundleError, UsageError
-
-SCHEMA_VERSION = 1
-"""Raised when an older runtime would misread a newer bundle."""
+from edge_runtime.manifest import SCHEMA_VERSION, File, Manifest
 
 MANIFEST = "manifest.json"
 DECODER = "decoder.onnx"
@@ -42,83 +39,6 @@ REPORT = "export_report.json"
 
 UNCHECKED = frozenset({MANIFEST, REPORT})
 """Files that carry no checksum."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Source(_Part):
-    """Where the weights came from."""
-
-    kind: str
-    """`folder`, `gguf`, `hub` or `wheel`."""
-    name: str
-    sha256: str
-    """Of the GGUF file, or over the names and hashes of the folder's weight files."""
-
-
-class Architecture(_Part):
-    """The shapes a runtime needs to allocate its caches."""
-
-    family: str
-    layers: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    vocabulary_size: int
-    max_context: int
-    """Tokens, prompt and answer together."""
-
-
-class Tokens(_Part):
-    """Special token ids."""
-
-    bos: int | None
-    end_ids: tuple[int, ...]
-    pad: int
-
-
-class Memory(_Part):
-    """What running it takes: weights + rows * tokens * kv + workspace, in bytes."""
-
-    weights_bytes: int
-    """Size of weights.bin. Mapped from the file; packed once more by kernels that need it."""
-    kv_bytes_per_token_per_row: int
-    workspace_bytes: int
-    """Estimate for two rows and a prefill chunk of 128 tokens; the report has the measured peak."""
-
-
-class File(_Part):
-    """One file's size and SHA-256."""
-
-    bytes: int
-    sha256: str
-
-
-class Manifest(_Part):
-    """The content of manifest.json."""
-
-    schema_version: int = SCHEMA_VERSION
-    name: str
-    created: str
-    """UTC, ISO 8601: the only field that differs between two exports of the same source."""
-    source: Source
-    target: str
-    recipe: dict[str, Any] = {}
-    """The target's options as they were applied."""
-    architecture: Architecture
-    tokens: Tokens
-    vocabulary_sha256: str
-    memory: Memory
-    branches: Literal["together", "separate"]
-    """Whether two rows in one call give, bit for bit, what each gives alone."""
-    ready: bool
-    """False: verification failed, see the report."""
-    files: dict[str, File] = {}
-    libraries: dict[str, str] = {}
-    npu: dict[str, Any] | None = None
-    """Only for NPU targets: chip, chunk sizes, context binaries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +137,11 @@ def read_manifest(path: Path) -> Manifest:
         ) from None
 
 
+def manifest_text(manifest: Manifest) -> str:
+    """The content of manifest.json."""
+    return json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
+
+
 def check_files(path: Path, manifest: Manifest, *, contents: bool = True) -> None:
     """Compare sizes, and SHA-256 if `contents`, with the manifest. Raises `BundleError`."""
     for name, expected in sorted(manifest.files.items()):
@@ -310,8 +235,7 @@ class BundleWriter:
             if file.name not in UNCHECKED
         }
         manifest = manifest.model_copy(update={"files": files})
-        text = json.dumps(manifest.model_dump(mode="json", exclude_none=False), indent=1)
-        (self.path / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        (self.path / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         self._finished = True
         return manifest
 

@@ -1,16 +1,21 @@
-"""Verbs `export` and `inspect`. Nothing heavy is imported before it is needed."""
+"""Verbs `export`, `verify` and `inspect`. Nothing heavy is imported before it is needed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edge_runtime.bundle import Bundle, open_bundle
 from export.recipes import DEFAULT_TARGET, RECIPES
+
+if TYPE_CHECKING:
+    from export.pipeline import Exported
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 
@@ -24,6 +29,9 @@ def export(
     max_context: Annotated[
         int, typer.Option(help="Longest prompt and answer together, in tokens.", min=16)
     ] = 4096,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Do not compare the bundle with the float model.")
+    ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a bundle at --out.")] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read weights from pickles, which can run code.")
@@ -31,25 +39,38 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Make a device-ready bundle out of a model."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     from export.pipeline import export_bundle
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_stderr(), transient=True) as bar:
-        task = bar.add_task("starting", total=1.0)
+    with _progress() as tell:
         made = export_bundle(
             model,
             out,
             target=target,
             max_context=max_context,
+            verify=not no_verify,
             replace=replace,
             allow_pickle=allow_pickle,
-            progress=lambda what, done: bar.update(task, description=what, completed=done),
+            progress=tell,
         )
-    bundle = open_bundle(made.path, force=True, check=False)
-    row = describe(bundle) | {"seconds": round(made.seconds, 1)}
-    _show(row, as_json)
+    _result(made, as_json)
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    against: Annotated[
+        str | None, typer.Option(help="The model it was made from (not needed for defaults).")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read weights from pickles, which can run code.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare a bundle with the float model it was made from, and update its report."""
+    from export.pipeline import verify_existing
+
+    with _progress() as tell:
+        made = verify_existing(bundle, against=against, allow_pickle=allow_pickle, progress=tell)
+    _result(made, as_json)
 
 
 def inspect(
@@ -69,6 +90,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "name": manifest.name,
         "target": manifest.target,
         "ready": manifest.ready,
+        "verified": manifest.verified,
         "source": f"{manifest.source.kind} {manifest.source.sha256[:12]}",
         "created": manifest.created,
         "size_mb": round(bundle.size_bytes / 1e6, 1),
@@ -91,6 +113,44 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     }
 
 
+def _result(made: Exported, as_json: bool) -> None:
+    row = describe(open_bundle(made.path, force=True, check=False))
+    report = dict(made.report or {})
+    marks = report.pop("marks", {})
+    report.pop("ops", None)
+    row |= report | {"seconds": round(made.seconds, 1)}
+    if as_json:
+        print(json.dumps(row | ({"marks": marks} if marks else {})))
+        return
+    _show(row, False)
+    if marks:
+        _show_marks(marks)
+    if not row["ready"]:
+        _stderr().print("This bundle failed a mark: the runtime refuses it without --force.")
+
+
+def _show_marks(marks: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("mark", "value", "limit", "", box=None, pad_edge=False)
+    for name, mark in marks.items():
+        value = mark["value"]
+        shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+        table.add_row(name, shown, mark["limit"], "pass" if mark["pass"] else "FAIL")
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_stderr(), transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda what, done: bar.update(task, description=what, completed=done)
+
+
 def _show(row: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(row))
@@ -101,9 +161,14 @@ def _show(row: dict[str, Any], as_json: bool) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in row.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{k}: {v}" for k, v in value.items())
+            value = ", ".join(f"{k}: {_number(v)}" for k, v in value.items())
+        value = _number(value)
         table.add_row(key, str(value))
     Console().print(table)
+
+
+def _number(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 100 else value
 
 
 def _stderr() -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -13,16 +15,20 @@ from typing import Any
 
 from edge_runtime.bundle import (
     CHAT_TEMPLATE,
+    MANIFEST,
+    REPORT,
     TOKENIZER,
-    Architecture,
+    Bundle,
     BundleWriter,
-    Manifest,
-    Memory,
-    Source,
+    manifest_text,
+    open_bundle,
 )
-from edge_runtime.errors import BudgetExceeded
+from edge_runtime.errors import BudgetExceeded, UsageError
+from edge_runtime.manifest import Architecture, Manifest, Memory, Source
 from edge_runtime.vocabulary import fingerprint
+from edge_runtime.weights import ALIASES
 from export.graph import embedding_weight, family_of, float_decoder, head_weight
+from export.probe import peak_mb, probe
 from export.recipes import DEFAULT_TARGET, Recipe, recipe
 from export.sources import (
     Language,
@@ -33,6 +39,7 @@ from export.sources import (
     parameter_count,
     resolve,
 )
+from export.verify import torch_reference, verify_bundle
 from export.write import write_graphs
 
 Progress = Callable[[str, float], None]
@@ -62,6 +69,7 @@ def export_bundle(
     *,
     target: str = DEFAULT_TARGET,
     max_context: int = MAX_CONTEXT,
+    verify: bool = True,
     replace: bool = False,
     allow_pickle: bool = False,
     progress: Progress | None = None,
@@ -69,7 +77,8 @@ def export_bundle(
     """Export `model` (see `sources.resolve`) for `target` into the folder `out`.
 
     Raises `UsageError` for an unknown model, family or target and for an `out` in use,
-    `BudgetExceeded` when disk or memory cannot hold the work, both before it begins.
+    `BudgetExceeded` when disk or memory cannot hold the work, both before it begins. A bundle that
+    fails its verification is written all the same, with `ready: false`.
     """
     tell = progress or (lambda what, done: None)
     began = time.monotonic()
@@ -93,10 +102,79 @@ def export_bundle(
         language.tokenizer.save(str(writer.path / TOKENIZER), pretty=False)
         (writer.path / CHAT_TEMPLATE).write_text(language.template, encoding="utf-8")
         manifest = _manifest(source, chosen, loaded.config, language, size, context)
-        tell("writing the manifest", 0.95)
+        tell("writing the manifest", 0.4)
         manifest = writer.finish(manifest)
+        report = None
+        if verify:
+            report = _report(Bundle(writer.path, manifest), loaded, tell)
+            report["seconds"] = round(time.monotonic() - began, 1)
+            _write_report(writer.path, report)
+            verdict = _verdict(report)
+            manifest = writer.finish(manifest.model_copy(update=verdict))
     tell("done", 1.0)
-    return Exported(writer.out, manifest, None, time.monotonic() - began)
+    return Exported(writer.out, manifest, report, time.monotonic() - began)
+
+
+def verify_existing(
+    path: str | Path,
+    *,
+    against: str | None = None,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Verify the bundle at `path` (again) and update its report, `ready` and `branches`.
+
+    `against` names the model it was made from; it may be left out for the embedded default and
+    for hub ids. Raises `UsageError` when it is missing or another model.
+    """
+    tell = progress or (lambda what, done: None)
+    began = time.monotonic()
+    bundle = open_bundle(path, force=True)
+    manifest = bundle.manifest
+    known = manifest.source.name in ALIASES or manifest.source.kind == "hub"
+    if against is None and not known:
+        raise UsageError(
+            "--against", "the bundle does not say where its model lies", got=manifest.source.name,
+            todo="Name the folder or file it was exported from with --against",
+        )  # fmt: skip
+    source = resolve(against or manifest.source.name, allow_pickle=allow_pickle, progress=progress)
+    if source.sha256 != manifest.source.sha256:
+        raise UsageError(
+            "--against", "this is not the model that the bundle was made from",
+            got=f"sha256 {source.sha256[:12]}", allowed=f"sha256 {manifest.source.sha256[:12]}",
+        )  # fmt: skip
+    tell("reading the model", 0.05)
+    report = _report(bundle, load_model(source), tell)
+    report["seconds"] = round(time.monotonic() - began, 1)
+    verdict = _verdict(report)
+    manifest = manifest.model_copy(update=verdict)
+    _write_report(bundle.path, report)
+    _replace_text(bundle.path / MANIFEST, manifest_text(manifest))
+    tell("done", 1.0)
+    return Exported(bundle.path, manifest, report, time.monotonic() - began)
+
+
+def _report(bundle: Bundle, loaded: Any, tell: Progress) -> dict[str, Any]:
+    tell("measuring time and memory", 0.42)
+    measured = probe(bundle)
+    report = verify_bundle(
+        bundle, torch_reference(loaded), lambda what, done: tell(what, 0.45 + 0.5 * done)
+    )
+    return report | measured | {"export_peak_rss_mb": round(peak_mb(), 1)}
+
+
+def _verdict(report: dict[str, Any]) -> dict[str, Any]:
+    return {"ready": report["ready"], "branches": report["branches"], "verified": True}
+
+
+def _write_report(folder: Path, report: dict[str, Any]) -> None:
+    _replace_text(folder / REPORT, json.dumps(report, indent=1) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def admit(parameters: int, chosen: Recipe, out: Path) -> None:

@@ -11,6 +11,24 @@ Body = Literal["int8", "block", "float"]
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What a bundle must reach on the shipped cases to be called ready (`export.verify`)."""
+
+    kl: float
+    """Of each branch, nats a token."""
+    steered_kl: dict[str, float]
+    """By gain."""
+    steered_top1: float
+    """At gain 0.476."""
+
+
+GOOD = Limits(0.01, {"0.476": 0.004, "1.783": 0.014}, 0.97)
+"""What the default must reach."""
+FAIR = Limits(0.08, {"0.476": 0.05, "1.783": 0.5}, 0.85)
+"""Fit for use by those who accept the error for speed or size."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """One CPU target. Head and embedding share one tensor in every recipe."""
 
@@ -26,6 +44,7 @@ class Recipe:
     """Exceptions to `terms` by site: qkv, o, gate_up, down."""
     bits: int = 8
     block: int = 32
+    limits: Limits = GOOD
 
     def terms_at(self, site: str) -> int:
         """Integers per activation at `site`."""
@@ -34,7 +53,7 @@ class Recipe:
     def options(self) -> dict[str, Any]:
         """What the manifest records: the fields that apply to this kind of body."""
         options = asdict(self)
-        del options["target"], options["summary"]
+        del options["target"], options["summary"], options["limits"]
         kept = {
             "int8": {"body", "terms", "head_terms", "site_terms"},
             "block": {"body", "head_terms", "bits", "block"},

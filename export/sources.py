@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.bundle import Tokens, sha256_file
+from edge_runtime.bundle import sha256_file
 from edge_runtime.errors import EnvironmentFailure, UsageError
+from edge_runtime.manifest import Tokens
 from edge_runtime.weights import ALIASES, fetch
 
 Progress = Callable[[str, float], None]

@@ -1,0 +1,1 @@
+"""Text and steering cases that every verification uses; written for this purpose."""

@@ -1,0 +1,121 @@
+"""Runs a bundle's graphs directly, for verification: two right-padded rows, prefill and steps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import BundleError
+
+Floats = npt.NDArray[np.float32]
+
+
+def open_session(path: Path, *, threads: int = 1, profile: str = "") -> Any:
+    """An onnxruntime session on the CPU provider. Raises `BundleError` if it does not load."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no public base class
+        raise BundleError(
+            str(path), f"onnxruntime cannot load it: {str(error).splitlines()[0]}"
+        ) from error
+
+
+class BundleRunner:
+    """A bundle's decoder and head in two sessions, with KV caches passed through."""
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1, profile: str = "") -> None:
+        self.bundle = bundle
+        self.decoder = open_session(
+            bundle.decoder, threads=threads, profile=profile and profile + "-decoder"
+        )
+        self.head = open_session(
+            bundle.head, threads=threads, profile=profile and profile + "-head"
+        )
+        self._past = [i.name for i in self.decoder.get_inputs() if i.name.startswith("past")]
+        self._presents = [name.replace("past_key_values", "present") for name in self._past]
+
+    def caches(self, rows: int, length: int) -> dict[str, Floats]:
+        """Empty KV caches for `rows` rows of up to `length` tokens."""
+        shape = self.bundle.manifest.architecture
+        size = (rows, shape.kv_heads, length, shape.head_dim)
+        return {name: np.zeros(size, np.float32) for name in self._past}
+
+    def hidden(
+        self, rows: Sequence[Sequence[int]], caches: dict[str, Floats], past: Sequence[int] = ()
+    ) -> Floats:
+        """Hidden states [rows, longest, hidden] of new tokens; `caches` is brought up to date.
+
+        `past` is the number of tokens that each row has in its cache already.
+        """
+        done = list(past) or [0] * len(rows)
+        longest = max(len(row) for row in rows)
+        ids = np.zeros((len(rows), longest), np.int64)
+        total = max(n + len(row) for n, row in zip(done, rows, strict=True))
+        mask = np.zeros((len(rows), total), np.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : done[index] + len(row)] = 1
+        feed = {"input_ids": ids, "attention_mask": mask, **caches}
+        out: list[Any] = self.decoder.run(["hidden", *self._presents], feed)
+        caches.update(zip(self._past, out[1:], strict=True))
+        states: Floats = out[0]
+        return states
+
+    def logits(self, states: Floats) -> Floats:
+        """Logits [n, vocabulary] of hidden states [n, hidden]."""
+        logits: Floats = self.head.run(["logits"], {"hidden": states})[0]
+        return logits
+
+
+@contextlib.contextmanager
+def profiled(bundle: Bundle) -> Iterator[tuple[BundleRunner, list[dict[str, str]]]]:
+    """A runner whose executed nodes are listed, as op and provider, once the block ends."""
+    nodes: list[dict[str, str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        runner = BundleRunner(bundle, profile=str(Path(folder) / "profile"))
+        yield runner, nodes
+        for session in (runner.decoder, runner.head):
+            events = json.loads(Path(session.end_profiling()).read_text())
+            seen = set()
+            for event in events:
+                args = event.get("args", {})
+                name = event["name"]
+                if event.get("cat") == "Node" and "op_name" in args and name not in seen:
+                    seen.add(name)
+                    provider = args.get("provider", "") or "CPUExecutionProvider"
+                    nodes.append({"op": args["op_name"], "provider": provider})
+
+
+INTEGER_PRODUCTS = frozenset(
+    {"QGemm", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits"}
+)
+"""Ops with integer kernels as our recipes use them (MatMulNBits at accuracy level 4)."""
+FLOAT_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm"})
+
+
+def census(nodes: Sequence[dict[str, str]]) -> dict[str, Any]:
+    """Counts of the optimised graph: ops, integer and float products, share by provider."""
+    ops = Counter(node["op"] for node in nodes)
+    providers = Counter(node["provider"] for node in nodes)
+    return {
+        "integer_matmuls": sum(ops[op] for op in INTEGER_PRODUCTS),
+        "float_matmuls": sum(ops[op] for op in FLOAT_PRODUCTS),
+        "coverage": {name: count / len(nodes) for name, count in sorted(providers.items())},
+        "ops": dict(sorted(ops.items())),
+    }

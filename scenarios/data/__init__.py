@@ -1,1 +1,0 @@
-"""Cases that ship with the package (`scenarios.datasets`, form `notes`)."""
