@@ -33,8 +33,9 @@ class Branches(Protocol):
         """Tokens in the longer row, prompt included."""
         ...
 
-    def prefill(self, aware: Sequence[int], agnostic: Sequence[int]) -> None:
-        """Begin an answer: both prompts, nothing after them."""
+    def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
+        """Begin an answer: both prompts, nothing after them; `note` tokens of the aware one are
+        the private note (see `text.Prompts`)."""
         ...
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -45,8 +46,9 @@ class Branches(Protocol):
         """Forget the answer's tokens from `length` on."""
         ...
 
-    def logits(self, ids: np.ndarray | None = None) -> Scores:
-        """Raw logits [2, C] for the next position over `ids` (None: the whole vocabulary)."""
+    def logits(self, ids: np.ndarray | None = None, position: int | None = None) -> Scores:
+        """Raw logits [2, C] over `ids` (None: the whole vocabulary), for the answer's `position`
+        (None: the next one)."""
         ...
 
 
@@ -114,7 +116,8 @@ class SteeredDevice:
 
     def prefill(self) -> None:
         """Both prompts into the caches."""
-        self.branches.prefill(self.prompts.aware, self.prompts.agnostic)
+        prompts = self.prompts
+        self.branches.prefill(prompts.aware, prompts.agnostic, note=prompts.note)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append answer tokens to both rows."""
@@ -124,10 +127,11 @@ class SteeredDevice:
         """Forget all answer tokens from `length` on."""
         self.branches.rollback(length)
 
-    def head(self, candidates: CandidateSet) -> Scores:
-        """Logits [2, C] over the candidates, or [2, V] where the rule needs normalisers."""
+    def head(self, candidates: CandidateSet, position: int | None = None) -> Scores:
+        """Logits [2, C] over the candidates, or [2, V] where the rule needs normalisers; for
+        `position`, which may be an earlier one than the next."""
         whole = self.method.full_head or candidates.full
-        return self.branches.logits(None if whole else candidates.ids)
+        return self.branches.logits(None if whole else candidates.ids, position)
 
     def choose(
         self,
@@ -200,7 +204,7 @@ class CloudOnlyDevice:
         """Count fewer."""
         self._length = length
 
-    def head(self, candidates: CandidateSet) -> Scores:
+    def head(self, candidates: CandidateSet, position: int | None = None) -> Scores:
         """Zeros [2, C]: no opinion."""
         return np.zeros((2, len(candidates.ids)), np.float32)
 

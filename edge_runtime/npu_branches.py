@@ -151,14 +151,18 @@ class NpuBranches:
         if self._logits is not None and self._logits[0] != length:
             self._logits = None
 
-    def logits(self, ids: Array | None = None) -> npt.NDArray[np.float32]:
-        """Raw logits [2, C] for the next position over `ids` (None: the whole vocabulary)."""
+    def logits(
+        self, ids: Array | None = None, position: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Raw logits [2, C] over `ids` (None: the whole vocabulary), for the answer's `position`
+        (None: the next one)."""
         if not self._hidden:
             raise UsageError("npu", "logits before prefill")
-        if self._logits is None or self._logits[0] != self.length:
-            hidden = self._hidden[-1][:, None]
+        at = self.length if position is None else position
+        if self._logits is None or self._logits[0] != at:
+            hidden = self._hidden[at][:, None]
             (logits,) = self._session("head", self._npu.head).run(["logits"], {"hidden": hidden})
-            self._logits = (self.length, logits[:, 0].astype(np.float32))
+            self._logits = (at, logits[:, 0].astype(np.float32))
         whole = self._logits[1]
         return whole if ids is None else whole[:, ids]
 

@@ -11,7 +11,7 @@ import datetime
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -19,6 +19,9 @@ from tokenizers import Tokenizer
 
 from edge_runtime.errors import BundleError
 from edge_runtime.vocabulary import fingerprint, open_tokenizer
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle import Bundle
 
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 """For base models that come without a chat template."""
@@ -87,7 +90,7 @@ class Text:
             ) from error
 
     @classmethod
-    def open(cls, bundle: Any) -> Text:
+    def open(cls, bundle: Bundle) -> Text:
         """Of a bundle. Raises `BundleError` when a file is unreadable."""
         tokenizer = open_tokenizer(bundle.tokenizer)
         path = Path(bundle.chat_template)

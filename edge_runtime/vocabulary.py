@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -38,3 +38,18 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
         raise BundleError(
             str(path), f"this is not a readable tokenizer: {error}", todo="Export the bundle again"
         ) from error
+
+
+END_MARKERS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
+"""Tokens that end a turn: those that a vocabulary has are end tokens, whatever metadata says."""
+START_MARKERS = frozenset({"<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<s>"})
+"""Tokens that begin a turn. Conversions from GGUF are known to name one as the end; it is not."""
+
+
+def end_ids(tokenizer: Tokenizer, declared: Iterable[int]) -> tuple[int, ...]:
+    """Ids that end an answer: the vocabulary's turn-end markers, then what the metadata declares
+    as far as that can be believed. May be empty."""
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    marked = [known[marker] for marker in END_MARKERS if marker in known]
+    kept = [i for i in declared if (tokenizer.id_to_token(i) or "") not in START_MARKERS]
+    return tuple(dict.fromkeys(marked + kept))

@@ -32,7 +32,7 @@ class Rows:
     def past(self) -> int:
         return self.prompt + len(self.tokens)
 
-    def prefill(self, aware: Sequence[int], agnostic: Sequence[int]) -> None:
+    def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
         self.tokens, self.prompt = [], max(len(aware), len(agnostic))
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -41,9 +41,9 @@ class Rows:
     def rollback(self, length: int) -> None:
         del self.tokens[length:]
 
-    def logits(self, ids: np.ndarray | None = None) -> np.ndarray:
+    def logits(self, ids: np.ndarray | None = None, position: int | None = None) -> np.ndarray:
         self.asked.append(None if ids is None else len(ids))
-        row = self.table[self.length]
+        row = self.table[self.length if position is None else position]
         return row if ids is None else row[:, ids]
 
 

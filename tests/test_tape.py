@@ -52,7 +52,7 @@ class HashBranches:
     def past(self) -> int:
         return 5 + len(self.tokens)
 
-    def prefill(self, aware: Sequence[int], agnostic: Sequence[int]) -> None:
+    def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
         assert (tuple(aware), tuple(agnostic)) == (PROMPTS.aware, PROMPTS.agnostic)
         self.tokens = []
 
@@ -62,9 +62,9 @@ class HashBranches:
     def rollback(self, length: int) -> None:
         del self.tokens[length:]
 
-    def logits(self, ids: np.ndarray | None = None) -> Scores:
+    def logits(self, ids: np.ndarray | None = None, position: int | None = None) -> Scores:
         self.heads += 1
-        draws = np.random.default_rng([7, *self.tokens]).normal(0, 2, (2, VOCABULARY))
+        draws = np.random.default_rng([7, *self.tokens[:position]]).normal(0, 2, (2, VOCABULARY))
         scores: Scores = draws.astype(np.float32)
         return scores if ids is None else scores[:, ids]
 

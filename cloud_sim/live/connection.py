@@ -9,6 +9,7 @@ taken back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -45,7 +46,11 @@ class ServerLimits:
 
 
 class Gone(Exception):
-    """The client has left."""
+    """The client has left, and may come back for its cache."""
+
+
+class Withdrawn(Exception):
+    """Work was taken back before it began: the session's cache is not what the session thinks."""
 
 
 class Problem(Exception):
@@ -154,16 +159,28 @@ async def drive(session: Session, socket: WebSocket, engine: Engine, limits: Ser
     try:
         await _Drive(session, socket, engine, inbox, listener, limits).run()
     except Gone:
-        return
+        session.close()
+    except Withdrawn as withdrawn:
+        _abandon(session, withdrawn)
     except Problem as problem:
+        _abandon(session, problem)
         code, reason = POLICY_VIOLATION, problem.refusal.code
         if not problem.sent:
             await _last_word(socket, problem.refusal, limits.send_s)
+    except BaseException as error:
+        _abandon(session, error)
+        raise
     finally:
-        session.close()
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
         await close(socket, code, reason)
+
+
+def _abandon(session: Session, why: BaseException) -> None:
+    """End `session` so that it keeps nothing for a client that comes back."""
+    with contextlib.suppress(BaseException):
+        session.throw(why)
+    session.close()
 
 
 class _Drive:
@@ -210,17 +227,20 @@ class _Drive:
         try:
             await asyncio.wait({scoring, self._listener}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # Nobody is there to answer: take the work back, or wait for the pass that has begun,
-            # since the sequence must not be closed while a pass is using it.
-            if not scoring.done() and not future.cancel():
+            # The client has left. Take the work back, or wait for the pass that has begun: the
+            # sequence must not be closed while a pass is using it.
+            withdrawn = not scoring.done() and future.cancel()
+            if not scoring.done():
                 await asyncio.wait({scoring})
-        self._inbox.check()
+        if withdrawn:
+            raise Withdrawn
         try:
             scored: Scored = scoring.result()
         except Exception as error:
             raise Problem(
                 _refusal("internal", f"the cloud model failed: {_first_line(error)}")
             ) from error
+        self._inbox.check()
         self._queue_ms += scored.queue_ms
         self._compute_ms += scored.compute_ms
         return scored.result
@@ -260,7 +280,7 @@ async def close(socket: WebSocket, code: int, reason: str = "") -> None:
         try:
             async with asyncio.timeout(1.0):
                 await socket.close(code, reason)
-        except (RuntimeError, OSError, TimeoutError):
+        except (WebSocketDisconnect, RuntimeError, OSError, TimeoutError):
             return
 
 

@@ -68,8 +68,7 @@ class TransformersModel:
     def close(self, sequence: KeyValues) -> None:
         """Free the sequence's cache."""
         self.held.discard(sequence)
-        sequence.keys.clear()
-        sequence.values.clear()
+        sequence.clear()
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest]) -> list[Logprobs]:
@@ -77,6 +76,10 @@ class TransformersModel:
 
         Each result is [1, V], or [n, V] with `every`; float32.
         """
+        for request in requests:
+            if not 0 <= request.keep <= request.sequence.length:
+                held = request.sequence.length
+                raise ValueError(f"asked to keep {request.keep} of {held} tokens")
         parts: list[list[Logprobs]] = [[] for _ in requests]
         done = [0] * len(requests)
         while any(done[i] < len(r.tokens) for i, r in enumerate(requests)):

@@ -17,18 +17,14 @@ from typing import Any
 
 import torch
 import transformers
-from gguf import GGUFReader
 
 from edge_runtime.errors import EnvironmentFailure, UsageError, did_you_mean
 from edge_runtime.text import Text
+from edge_runtime.vocabulary import end_ids
 from edge_runtime.weights import ALIASES, Progress, fetch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"float64": torch.float64}
-
-END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>")
-"""Tokens that end an answer wherever a vocabulary has them as special tokens: conversion to GGUF
-and back loses all but one of a model's end tokens, and sometimes names the wrong one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +66,9 @@ def load(
         _check_gguf(path)
         folder, arguments = str(path.parent), {"gguf_file": path.name}
     elif path.is_dir():
-        folder, arguments = str(path), {"local_files_only": True}
+        folder, arguments = str(path), {"local_files_only": True, "use_safetensors": True}
     elif source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        folder = source
+        folder, arguments = source, {"use_safetensors": True}
     else:
         raise UsageError(
             "model",
@@ -96,13 +92,15 @@ def load(
             todo="Check the name, the file, and the connection to the hub",
         ) from error
     model = model.to(where).eval().requires_grad_(False)
-    ends = _end_ids(tokenizer, model, path if path.is_file() else None)
-    eos = tokenizer.convert_ids_to_tokens(ends[0]) if ends else ""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    ends = end_ids(backend, _declared_ends(tokenizer, model))
     text = Text(
-        tokenizer.backend_tokenizer,
+        backend,
         _template(tokenizer),
         bos=tokenizer.bos_token or "",
-        eos=eos or "",
+        eos=(backend.id_to_token(ends[0]) or "") if ends else "",
     )
     tell(f"{name} is loaded", 1.0)
     return Loaded(name, model, text, ends)
@@ -131,24 +129,11 @@ def _check_gguf(path: Path) -> None:
         )
 
 
-def _end_ids(tokenizer: Any, model: Any, gguf: Path | None) -> tuple[int, ...]:
-    """Tokens that end an answer; the model's own first.
-
-    transformers 4.57 reads SmolLM2's and Qwen2.5's eos wrongly from GGUF, so there the file itself
-    is asked.
-    """
-    ends: list[int] = []
-    if gguf is not None:
-        fields = GGUFReader(gguf).fields
-        keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-        ends += [int(fields[key].contents()) for key in keys if key in fields]
-    else:
-        configured = model.generation_config.eos_token_id
-        ends += configured if isinstance(configured, list) else [configured]
-        ends.append(tokenizer.eos_token_id)
-    known = tokenizer.get_vocab()
-    ends += [known[token] for token in END_TOKENS if token in known]
-    return tuple(dict.fromkeys(int(end) for end in ends if end is not None))
+def _declared_ends(tokenizer: Any, model: Any) -> list[int]:
+    """End tokens as the model's metadata has them."""
+    configured = model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return [int(end) for end in (*listed, tokenizer.eos_token_id) if end is not None]
 
 
 def _template(tokenizer: Any) -> str:

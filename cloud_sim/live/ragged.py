@@ -45,6 +45,12 @@ class KeyValues:
         """Memory held."""
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
+    def clear(self) -> None:
+        """Give the memory back."""
+        self.length = 0
+        self.keys.clear()
+        self.values.clear()
+
     def fork(self, keep: int) -> KeyValues:
         """A copy of the first `keep` tokens."""
         new = KeyValues()

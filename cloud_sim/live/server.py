@@ -22,12 +22,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cloud_sim.live.connection import POLICY_VIOLATION, Gone, ServerLimits, close, drive, send
 from cloud_sim.live.engine import Engine
 from cloud_sim.model import CloudModel
 from cloud_sim.session import session
+from cloud_sim.session.cache import Shelf
 from edge_runtime import wire
 from edge_runtime.errors import EnvironmentFailure
 
@@ -44,6 +45,7 @@ class Service:
         self.limits = limits
         self.engine = Engine(model)
         self._token = token
+        self._shelf = Shelf()
         self._connections: set[asyncio.Task[None]] = set()
         self.served = 0
         self.refused = 0
@@ -55,7 +57,10 @@ class Service:
 
     async def connect(self, socket: WebSocket) -> None:
         """Serve one WebSocket from upgrade to close."""
-        await socket.accept()
+        try:
+            await socket.accept()
+        except (WebSocketDisconnect, RuntimeError, OSError):
+            return
         refusal = self._unwelcome(socket)
         if refusal is not None:
             self.refused += 1
@@ -70,7 +75,7 @@ class Service:
         assert task is not None
         self._connections.add(task)
         try:
-            answer = session(self.model, self.limits.session)
+            answer = session(self.model, self.limits.session, shelf=self._shelf)
             await drive(answer, socket, self.engine, self.limits)
         finally:
             self._connections.discard(task)
@@ -117,6 +122,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         await asyncio.to_thread(self.engine.stop)
+        self._shelf.clear()
 
 
 def create_app(
@@ -160,21 +166,22 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         app: Starlette,
-        host: str = "127.0.0.1",
-        port: int = 0,
+        listener: socket.socket,
         *,
         limits: ServerLimits | None = None,
         tls: Tls | None = None,
         ready: Callable[[], None] | None = None,
     ) -> None:
         limits = limits or ServerLimits()
-        self._socket = _bound(host, port)
-        self.host, self.port = self._socket.getsockname()[:2]
+        self._socket = listener
+        self.host, self.port = listener.getsockname()[:2]
+        host = f"[{self.host}]" if ":" in self.host else self.host
         self.url = f"{'wss' if tls else 'ws'}://{host}:{self.port}"
         self._ready = ready
         super().__init__(
             uvicorn.Config(
                 app,
+                log_config=None,
                 log_level="error",
                 lifespan="on",
                 ws="websockets-sansio",
@@ -215,7 +222,7 @@ def running(
     """A server in a thread of this process, listening when the block begins."""
     listening = threading.Event()
     app = create_app(model, limits, token)
-    server = Server(app, host, port, limits=limits, ready=listening.set)
+    server = Server(app, bound(host, port), limits=limits, ready=listening.set)
     thread = threading.Thread(target=server.run_here, name="costeer-server", daemon=True)
     thread.start()
     try:
@@ -228,7 +235,11 @@ def running(
         thread.join()
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
+    """A TCP socket with that address (port 0: any free one), not yet listening.
+
+    Raises `EnvironmentFailure` when the address cannot be had.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -136,7 +136,7 @@ class TapeBranches:
         """Tokens in the longer row."""
         return self._longest + len(self._tokens)
 
-    def prefill(self, aware: Sequence[int], agnostic: Sequence[int]) -> None:
+    def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
         """Begin an answer."""
         self.rollback(0)
         self._in_model = -1
@@ -155,9 +155,9 @@ class TapeBranches:
             self._replay.branches.rollback(length)
             self._in_model = length
 
-    def logits(self, ids: np.ndarray | None = None) -> Scores:
+    def logits(self, ids: np.ndarray | None = None, position: int | None = None) -> Scores:
         """The recorded scores, or the model's."""
-        node = self._path[-1]
+        node = self._path[-1 if position is None else position]
         wanted = self.vocabulary_size if ids is None else len(ids)
         scores = node.scores
         if scores is not None and scores.shape[1] == wanted:
@@ -177,7 +177,7 @@ class TapeBranches:
             branches.extend(self._tokens[self._in_model :])
             self._in_model = len(self._tokens)
         self._replay.asked += 1
-        node.scores = branches.logits(ids).copy()
+        node.scores = branches.logits(ids, node.position).copy()
         return node.scores
 
 

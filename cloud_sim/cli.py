@@ -1,0 +1,127 @@
+"""`costeer serve`: the cloud model's server."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_runtime.errors import EnvironmentFailure, UsageError
+
+if TYPE_CHECKING:
+    from edge_runtime.weights import Progress
+
+
+def serve(
+    model: Annotated[
+        str, typer.Option(help="smollm2-135m, a folder, a .gguf file or a hub id.")
+    ] = "smollm2-135m",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8765,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Bearer token that clients must show; made if the file is not there."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int, typer.Option(min=0, help="For torch; 0: its own choice.")] = 0,
+    max_sessions: Annotated[int, typer.Option(min=1, help="Connections at a time.")] = 64,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Query and template.")] = 4096,
+    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 2048,
+    max_frame_bytes: Annotated[int, typer.Option(min=64, help="One uplink message.")] = 65_536,
+    idle_s: Annotated[float, typer.Option(min=0.1, help="Silence allowed.")] = 120.0,
+    tls_certificate: Annotated[Path | None, typer.Option(help="PEM file, for wss.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file, for wss.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object when listening.")
+    ] = False,
+) -> None:
+    """Run the cloud model's server until interrupted.
+
+    It sees the public query and the emitted tokens; the private note never reaches it.
+    """
+    from cloud_sim.live.connection import ServerLimits
+    from cloud_sim.live.server import Server, Tls, bound, create_app
+    from cloud_sim.session import Limits
+
+    token = _token(token_file)
+    tls = None
+    if tls_certificate or tls_key:
+        if not (tls_certificate and tls_key and tls_certificate.is_file() and tls_key.is_file()):
+            raise UsageError(
+                "serve", "TLS needs two files", allowed="--tls-certificate FILE --tls-key FILE"
+            )
+        tls = Tls(str(tls_certificate), str(tls_key))
+    limits = ServerLimits(
+        session=Limits(prompt_tokens=max_prompt_tokens, answer_tokens=max_answer_tokens),
+        sessions=max_sessions,
+        frame_bytes=max_frame_bytes,
+        idle_s=idle_s,
+    )
+    listener = bound(host, port)
+
+    import torch
+
+    from cloud_sim.live.llm import TransformersModel
+
+    if threads:
+        torch.set_num_threads(threads)
+    with _progress() as progress:
+        opened = TransformersModel.open_source(model, device=device, dtype=dtype, progress=progress)
+
+    def ready() -> None:
+        if as_json:
+            about = {"url": server.url, "host": host, "port": server.port}
+            print(json.dumps({**about, "model": opened.name, "pid": os.getpid()}), flush=True)
+        else:
+            closed = "" if token else " Anyone who can reach it may use it."
+            print(f"serve: {opened.name} at {server.url}.{closed}", file=sys.stderr, flush=True)
+
+    app = create_app(opened, limits, token)
+    server = Server(app, listener, limits=limits, tls=tls, ready=ready)
+    server.run_here()
+
+
+def _token(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        if not path.exists():
+            made = secrets.token_urlsafe(24)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(made + "\n")
+            return made
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise EnvironmentFailure(
+            "--token-file", f"the file cannot be used: {reason.lower()}", got=path
+        ) from error
+    if not token or len(token.split()) != 1:
+        raise UsageError("--token-file", "the file must hold one word", got=path)
+    return token
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on standard error while weights are fetched and loaded."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    shown = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def tell(what: str, done: float) -> None:
+            bar.update(task, description=what)
+
+        yield tell

@@ -1,0 +1,132 @@
+"""From names on a command line or in a file to the things that answer: device, query, schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.device import Branches, CloudOnlyDevice, SteeredDevice
+from edge_runtime.errors import UsageError, did_you_mean
+from edge_runtime.policy import Device
+from edge_runtime.sampling import GREEDY, Sampler
+from edge_runtime.schedules.actions import Schedule
+from edge_runtime.schedules.deadlines import Deadline, OnLate
+from edge_runtime.schedules.exchange import Request
+from edge_runtime.schedules.gates import gate
+from edge_runtime.schedules.lockstep import lockstep
+from edge_runtime.schedules.runahead import runahead
+from edge_runtime.steering import Method
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle import Bundle
+    from edge_runtime.text import Text
+
+AnyDevice = SteeredDevice | CloudOnlyDevice
+
+SCHEDULES: Mapping[str, Callable[..., Schedule]] = {"lockstep": lockstep, "runahead": runahead}
+"""By the name that `--schedule` takes."""
+
+_TAKES: Mapping[str, frozenset[str]] = {
+    "lockstep": frozenset(),
+    "runahead": frozenset({"window", "branches", "depth"}),
+}
+"""Which of `Plan`'s numbers mean something to which schedule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A schedule by name, with its numbers; 0 leaves a number to the schedule."""
+
+    schedule: str = "lockstep"
+    window: int = 0
+    """`runahead`: positions the cloud may be ahead."""
+    branches: int = 0
+    """`runahead`: continuations followed at once."""
+    depth: int = 0
+    """`runahead`: how far a side branch is followed."""
+    draft_tokens: int = 0
+    """`draft`: tokens proposed at a time."""
+    gate: str = "none"
+    token_deadline_ms: float = 0.0
+    on_late: OnLate = "wait"
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The schedule's own options that were given."""
+        names = ("window", "branches", "depth", "draft_tokens")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+    def check(self) -> None:
+        """Raises `UsageError` for a name or number that is none, or that the schedule has no use
+        for."""
+        if self.schedule not in SCHEDULES:
+            raise UsageError(
+                "schedule",
+                "no such schedule",
+                got=self.schedule,
+                allowed=", ".join(SCHEDULES),
+                todo=did_you_mean(self.schedule, SCHEDULES),
+            )
+        for name, value in self.numbers.items():
+            if value < 0:
+                raise UsageError(_option(name), "the number is negative", got=value)
+            if name not in _TAKES[self.schedule]:
+                fit = [kind for kind, takes in _TAKES.items() if name in takes]
+                raise UsageError(
+                    _option(name),
+                    f"the schedule {self.schedule} has no such number",
+                    got=value,
+                    allowed=f"with {' or '.join(fit)}" if fit else None,
+                )
+        gate(self.gate)
+        Deadline(self.token_deadline_ms, self.on_late)
+
+    def make(self, device: Device, request: Request) -> Schedule:
+        """The schedule that answers `request`. Raises `UsageError` (see `check`)."""
+        self.check()
+        made: Any = SCHEDULES[self.schedule]
+        deadline = Deadline(self.token_deadline_ms, self.on_late)
+        schedule: Schedule = made(
+            device, request, gate=gate(self.gate), deadline=deadline, **self.numbers
+        )
+        return schedule
+
+
+def device_for(
+    bundle: Bundle,
+    text: Text,
+    query: str,
+    context: str,
+    rule: Method,
+    *,
+    max_tokens: int,
+    sampler: Sampler = GREEDY,
+    branches: Branches | None = None,
+    threads: int = 1,
+) -> AnyDevice:
+    """The device that answers `query` with the private note `context` under `rule`.
+
+    `branches`: opened ones to use again; None: the bundle's are opened, for as many tokens as the
+    prompts and the answer take, and only if the rule steers at all. Raises `UsageError` when they
+    are too many for the model.
+    """
+    ends = bundle.manifest.tokens.end_ids
+    if not rule.steers:
+        return CloudOnlyDevice(sampler, ends, rule)
+    prompts = text.prompts(query, context)
+    if branches is None:
+        from edge_runtime.branches import open_branches
+
+        longest = max(len(prompts.aware), len(prompts.agnostic))
+        branches = open_branches(bundle, max_length=longest + max_tokens, threads=threads)
+    return SteeredDevice(branches, prompts, rule, sampler, ends)
+
+
+def public_query(rule: Method, query: str, context: str) -> str:
+    """What the cloud is asked: the query; with `upload`, which gives privacy up, the note too."""
+    return f"{context}\n\n{query}" if rule.base == "informed-cloud" and context else query
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

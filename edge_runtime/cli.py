@@ -1,0 +1,226 @@
+"""`costeer generate`: answer a query, steered by a private note that stays here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge_runtime.assembly import AnyDevice, Plan
+    from edge_runtime.schedules.exchange import Request
+    from edge_runtime.steering import Method
+    from edge_runtime.text import Text
+    from edge_runtime.transcript import TokenRecord, Transcript
+
+CONTEXT_BYTES = 1 << 20
+"""A private note may be so long; more is surely the wrong file."""
+
+
+def generate(
+    bundle: Annotated[Path, typer.Argument(help="Folder made by costeer export.")],
+    query: Annotated[str, typer.Argument(help="The question; the cloud sees it.")],
+    cloud: Annotated[
+        str, typer.Option(help="ws://HOST:PORT of costeer serve, or openai:http://HOST/v1#MODEL.")
+    ] = "",
+    context: Annotated[
+        Path | None, typer.Option(help="File with the private note; it stays here.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="costeer, light, blend, cloud-only, device-only, upload, ...")
+    ] = "light",
+    gain: Annotated[float | None, typer.Option(help="Instead of the method's own.")] = None,
+    codec: Annotated[str, typer.Option(help="Candidates sent: topk:K or full.")] = "topk:64",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw among this much probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the server's bearer token.")
+    ] = None,
+    schedule: Annotated[str, typer.Option(help="How device and cloud take turns.")] = "lockstep",
+    window: Annotated[int, typer.Option(help="runahead: how far; 0: adapts.")] = 0,
+    branches: Annotated[int, typer.Option(help="runahead: continuations at once.")] = 0,
+    draft_tokens: Annotated[int, typer.Option(help="draft: tokens at a time; 0: adapts.")] = 0,
+    gate: Annotated[str, typer.Option(help="none, latch or reopen.")] = "none",
+    token_deadline_ms: Annotated[float, typer.Option(help="When a token is late.")] = 0.0,
+    on_late: Annotated[str, typer.Option(help="Then: wait, device or cloud.")] = "wait",
+    threads: Annotated[int, typer.Option(min=1, help="For the small model.")] = 1,
+    pad_to: Annotated[int, typer.Option(min=0, help="Pad uplink frames to this.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Answer a query with a big cloud model, steered by a private note that stays here."""
+    from edge_runtime.assembly import Plan, device_for, public_query
+    from edge_runtime.bundle import open_bundle
+    from edge_runtime.candidates import codec as codec_named
+    from edge_runtime.memory import peak_rss_mb
+    from edge_runtime.sampling import Sampler
+    from edge_runtime.schedules.exchange import Request
+    from edge_runtime.steering import method as method_named
+    from edge_runtime.text import Text
+
+    rule = method_named(method, gain)
+    sampler = Sampler(temperature, top_p, seed)
+    plan = Plan(
+        schedule,
+        window=window,
+        branches=branches,
+        draft_tokens=draft_tokens,
+        gate=gate,
+        token_deadline_ms=token_deadline_ms,
+        on_late=on_late,  # type: ignore[arg-type]  # Deadline checks it
+    )
+    plan.check()
+    note = _note(rule, context)
+    opened = open_bundle(bundle)
+    text = Text.open(opened)
+    asked = public_query(rule, query, note)
+    vocabulary = opened.manifest.vocabulary_sha256
+    request = Request(asked, vocabulary, codec_named(codec), max_tokens)
+    device = device_for(
+        opened, text, query, note, rule, max_tokens=max_tokens, sampler=sampler, threads=threads
+    )
+    show = _Stream(text, sys.stderr if as_json else sys.stdout, not as_json or sys.stderr.isatty())
+    if rule.base == "informed-cloud" and note:
+        print("generate: --method upload sends the private note to the cloud.", file=sys.stderr)
+    try:
+        if rule.asks_cloud:
+            token = _secret(token_file)
+            transcript = _ask(plan, device, request, cloud, token, rule, show, pad_to)
+        else:
+            transcript = _alone(device, opened.manifest.architecture.vocabulary_size, request, show)
+    finally:
+        show.end()
+    answer = text.decode(transcript.tokens)
+    row = {"text": answer, **transcript.row(), "peak_rss_mb": peak_rss_mb()}
+    row["method"], row["gain"] = rule.name, rule.gain
+    if as_json:
+        print(json.dumps(row))
+    else:
+        _table(row)
+
+
+def _ask(
+    plan: Plan,
+    device: AnyDevice,
+    request: Request,
+    cloud: str,
+    token: str | None,
+    rule: Method,
+    show: _Stream,
+    pad_to: int,
+) -> Transcript:
+    from edge_runtime.connections.websocket import answer
+
+    if not cloud:
+        raise UsageError(
+            "generate", f"the method {rule.name} asks a cloud", todo="Name one with --cloud"
+        )
+    made = plan.make(device, request)
+    return asyncio.run(
+        answer(
+            made,
+            cloud,
+            token=token,
+            on_token=show,
+            method=rule.name,
+            gain=rule.gain,
+            pad_to=pad_to,
+        )
+    )
+
+
+def _alone(device: AnyDevice, vocabulary_size: int, request: Request, show: _Stream) -> Transcript:
+    from edge_runtime.connections.local import run_local
+    from edge_runtime.schedules.alone import alone
+
+    return run_local(alone(device, vocabulary_size, request.max_tokens), on_token=show)
+
+
+class _Stream:
+    """Prints an answer as it comes."""
+
+    def __init__(self, text: Text, to: Any, shown: bool) -> None:
+        self._decoder, self._to, self._shown = text.stream(), to, shown
+        self._began = False
+
+    def __call__(self, record: TokenRecord) -> None:
+        self._write(self._decoder.push(record.token))
+
+    def end(self) -> None:
+        """The rest, and a line end if there was anything."""
+        self._write(self._decoder.flush())
+        if self._began:
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        if self._shown and text:
+            self._began = True
+            self._to.write(text)
+            self._to.flush()
+
+
+def _note(rule: Method, path: Path | None) -> str:
+    if path is None:
+        if rule.steers or rule.base == "informed-cloud":
+            raise UsageError(
+                "generate",
+                f"the method {rule.name} needs a private note",
+                todo="Name its file with --context, or use --method cloud-only",
+            )
+        return ""
+    return _read(path, "--context", CONTEXT_BYTES).strip()
+
+
+def _secret(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    secret = _read(path, "--token-file", 4096).strip()
+    if not secret:
+        raise UsageError("--token-file", "the file is empty", got=path)
+    return secret
+
+
+def _read(path: Path, option: str, limit: int) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise UsageError(option, "the file is too long", got=path, allowed=f"{limit} bytes")
+        return raw.decode("utf-8")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UsageError(option, f"the file cannot be read: {reason}", got=path) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(option, "the file is no UTF-8 text", got=path) from error
+
+
+def _table(row: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    tokens = max(1, len(row["tokens"]))
+    parts = row["ms_per_token"]
+    spent = ", ".join(f"{k} {v:.1f}" for k, v in parts.items() if k != "total" and v >= 0.05)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in (
+        ("method", f"{row['method']}, gain {row['gain']:.4g}, {row['schedule']}"),
+        ("tokens", f"{len(row['tokens'])} ({row['finish']})"),
+        ("speed", f"{row['tokens_per_s']:.1f} tokens/s, first after {row['ttft_ms']:.0f} ms"),
+        ("a token", f"{parts['total']:.1f} ms: {spent}"),
+        (
+            "bytes a token",
+            f"{row['uplink_bytes'] / tokens:.0f} up, {row['downlink_bytes'] / tokens:.0f} down",
+        ),
+        ("memory", f"{row['peak_rss_mb']:.0f} MB at the most"),
+    ):
+        table.add_row(f"[dim]{name}[/dim]", value)
+    for line in row["notes"]:
+        table.add_row("[dim]note[/dim]", line)
+    Console().print(table)

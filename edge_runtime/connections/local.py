@@ -1,0 +1,50 @@
+"""Drive a schedule that talks to nobody, in real time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from edge_runtime.schedules.actions import Compute, Emit, Finish, Schedule
+from edge_runtime.timing import TokenClock
+from edge_runtime.transcript import TokenRecord, Transcript
+
+
+def run_local(
+    schedule: Schedule,
+    *,
+    on_token: Callable[[TokenRecord], None] | None = None,
+    method: str = "",
+    gain: float = 0.0,
+) -> Transcript:
+    """The answer of `schedule`, which may compute and emit but neither send nor receive."""
+    transcript = Transcript(method, gain, getattr(schedule, "__name__", ""), "")
+    start = now_ms()
+    clock = TokenClock(start)
+    event: Any = None
+    while True:
+        try:
+            action = schedule.send(event)
+        except StopIteration as stop:
+            finish: Finish = stop.value
+            transcript.finish = finish.reason
+            return transcript
+        event = None
+        if isinstance(action, Compute):
+            began = now_ms()
+            event = action.work()
+            clock.computed(action.kind, now_ms() - began)
+        elif isinstance(action, Emit):
+            now = now_ms()
+            record = TokenRecord(action.token, now - start, clock.emit(now), action.decision)
+            transcript.records.append(record)
+            if on_token is not None:
+                on_token(record)
+        else:
+            raise TypeError(f"a schedule without a connection asked for {action!r}")
+
+
+def now_ms() -> float:
+    """The driver's monotonic clock."""
+    return time.monotonic() * 1e3

@@ -1,0 +1,73 @@
+"""The verb `simulate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+
+def simulate(
+    scenario: Path = typer.Argument(help="Scenario file (TOML)."),
+    settings: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Change the scenario, as in answer.method=costeer."
+    ),
+    out: Path | None = typer.Option(None, "--out", help="Folder for rows.json."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object as the last line."),
+) -> None:
+    """Run a scenario in virtual time: one row for each network profile (and each other axis)."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from edge_runtime.files import write_whole
+    from scenarios.models import LocalModels
+    from scenarios.run import run
+    from scenarios.spec import read_scenario
+
+    plan = read_scenario(scenario, settings)
+    stderr = Console(stderr=True)
+    cells = list(plan.cells())
+    models = LocalModels(told=lambda what: stderr.print(f"[dim]{what}[/dim]"))
+    results = run(cells, models)
+    rows = [
+        result.row
+        for result in track(
+            results, description=plan.name, total=len(cells), console=stderr, transient=True
+        )
+    ]
+    answer = {"scenario": plan.name, "rows": rows}
+    if out is not None:
+        write_whole(out / "rows.json", json.dumps(answer, indent=1) + "\n")
+    Console(stderr=as_json).print(table(rows, plan.varied))
+    if as_json:
+        print(json.dumps(answer))
+
+
+def table(rows: list[dict[str, object]], varied: tuple[str, ...]) -> object:
+    """Rows as a table: what varies, then the times and bytes."""
+    from rich.table import Table
+
+    shown = {"network": "profile", "device": "device_profile", "cloud": "cloud_profile"}
+    axes = [shown.get(name, name) for name in varied if name != "network"]
+    axes = ["profile", *(name for name in axes if rows and name in rows[0])]
+    columns = {
+        "ttft_ms": "first token, ms",
+        "token_ms_p50": "per token p50",
+        "token_ms_p95": "p95",
+        "tokens_per_s": "tokens/s",
+        "uplink_bytes": "bytes up",
+        "downlink_bytes": "bytes down",
+    }
+    table = Table()
+    for axis in axes:
+        table.add_column(axis)
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    for row in rows:
+        values = [row[name] for name in columns]
+        table.add_row(
+            *(str(row[axis]) for axis in axes),
+            *(f"{v:.1f}" if isinstance(v, float) else str(v) for v in values),
+        )
+    return table

@@ -1,0 +1,212 @@
+"""What is measured of an answer, with symbols in docs/metrics.md, and never without an interval.
+
+Every figure here is a ratio of sums over cases (a mean is one with ones below), so one bootstrap
+over cases serves them all: cases, not tokens, are what a new sample would change. All figures of a
+study draw the same resamples, so a difference of two methods is paired by construction.
+
+It does NOT run a model: `scenarios.evaluate` feeds it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = Sequence[float] | npt.NDArray[np.floating]
+
+LEVEL = 0.9
+"""Coverage of every interval, unless another is asked for."""
+RESAMPLES = 4000
+_ENTROPY = 0x60571EE7
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure and its bootstrap percentile interval over `cases` cases."""
+
+    value: float
+    low: float
+    high: float
+    cases: int
+
+    def dict(self) -> dict[str, float]:
+        """For JSON: value, low, high."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+@lru_cache(maxsize=8)
+def _weights(cases: int, resamples: int) -> npt.NDArray[np.float64]:
+    """How often each case is drawn in each resample, [resamples, cases]: the same for all."""
+    rng = np.random.default_rng(np.random.SeedSequence(_ENTROPY, spawn_key=(cases,)))
+    weights = rng.multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(np.float64)
+    weights.flags.writeable = False
+    return weights
+
+
+def _ratios(above: Numbers, below: Numbers, resamples: int) -> npt.NDArray[np.float64]:
+    top, bottom = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    weights = _weights(len(top), resamples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios: npt.NDArray[np.float64] = (weights @ top) / (weights @ bottom)
+    return ratios
+
+
+def _estimate(value: float, drawn: npt.NDArray[np.float64], cases: int, level: float) -> Estimate:
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return Estimate(value, float("nan"), float("nan"), cases)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high), cases)
+
+
+def ratio(
+    above: Numbers, below: Numbers, *, level: float = LEVEL, resamples: int = RESAMPLES
+) -> Estimate:
+    """sum(above) / sum(below) over cases [n], with its interval."""
+    bottom = float(np.sum(below))
+    value = float(np.sum(above)) / bottom if bottom else float("nan")
+    return _estimate(value, _ratios(above, below, resamples), len(above), level)
+
+
+def mean(values: Numbers, *, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
+    """The mean over cases [n], with its interval."""
+    return ratio(values, np.ones(len(values)), level=level, resamples=resamples)
+
+
+def difference(
+    first: tuple[Numbers, Numbers],
+    second: tuple[Numbers, Numbers],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """ratio(first) - ratio(second) on the same resamples: the paired interval.
+
+    Each is (above, below) over the same cases in the same order.
+    """
+    drawn = _ratios(*first, resamples) - _ratios(*second, resamples)
+    value = ratio(*first).value - ratio(*second).value
+    return _estimate(value, drawn, len(first[0]), level)
+
+
+def quotient(
+    first: tuple[Numbers, Numbers],
+    second: tuple[Numbers, Numbers],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """ratio(first) / ratio(second) on the same resamples: "1.5 times as many facts"."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = _ratios(*first, resamples) / _ratios(*second, resamples)
+        value = np.float64(ratio(*first).value) / ratio(*second).value
+    return _estimate(float(value), drawn, len(first[0]), level)
+
+
+def gap_captured(steered: Numbers, cloud: Numbers, upload: Numbers, **how: Any) -> Estimate:
+    """(NLL cloud - NLL steered) / (NLL cloud - NLL upload), on the same reference tokens.
+
+    Each argument: summed negative log-likelihood of the reference, nats, per case [n]. 0: as the
+    cloud without the note; 1: as the cloud with it; negative: worse than no steering.
+    """
+    c, s, u = (np.asarray(x, np.float64) for x in (cloud, steered, upload))
+    return ratio(c - s, c - u, **how)
+
+
+# --- one position ---
+
+
+def kl(p: npt.NDArray[np.floating], q: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """KL(p || q) in nats along the last axis, of log-probabilities over the same tokens."""
+    wide = p.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        terms = np.where(np.isneginf(wide), 0.0, np.exp(wide) * (wide - q))
+    total: npt.NDArray[np.float64] = terms.sum(axis=-1)
+    return total
+
+
+# --- one answer ---
+
+_NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*%?")
+_WORD = re.compile(r"[^\W_][\w'’&-]*", re.UNICODE)
+_POSSESSIVE = re.compile(r"['’]s$|['’-]+$")
+# A capital inside a sentence: after a small letter, a digit, a comma or a closing quote.
+_NAME = re.compile(r"(?<=[a-z,0-9’')] )[A-Z][\w'’&-]*")
+# Words that have a capital for other reasons: the pronoun, titles of sections, abbreviations.
+_COMMON = frozenset(
+    word
+    for line in (
+        "i i'm i've i'll i'd a an the and but or if so as at by for from in into of on to with we",
+        "you he she it they my our your his her their this that these those there here what when",
+        "where which who why how all let's it's that's here's we're you're ai am pm ok tv profile",
+        "user writing history task content name age dear subject",
+    )
+    for word in line.split()
+)
+
+
+def _words(text: str) -> list[str]:
+    return [w for w in (_POSSESSIVE.sub("", w) for w in _WORD.findall(text)) if w]
+
+
+def facts_of(text: str, context: str, query: str) -> tuple[str, ...]:
+    """Names and numbers of `text` that the `context` holds and the `query` does not.
+
+    A name is a word that has a capital in the middle of a sentence somewhere in the two texts.
+    With the reference as `text`: what an informed answer tells; with the context itself: all that
+    could be told. In order of appearance, each once.
+    """
+    names = set(_words(" ".join(_NAME.findall(text) + _NAME.findall(context))))
+    private = set(_words(context)) | set(_NUMBER.findall(context))
+    public = {w.lower() for w in (*_words(query), *_NUMBER.findall(query))}
+    found: dict[str, None] = {}
+    for word in (*_words(text), *_NUMBER.findall(text)):
+        plain = word.lower().replace("’", "'")
+        if word not in private or plain in public or plain in _COMMON:
+            continue
+        if word in names or _NUMBER.fullmatch(word):
+            found.setdefault(word)
+    return tuple(found)
+
+
+def _flat(text: str) -> str:
+    plain = text.lower().replace("’", "'").replace("-", " ")
+    return f" {' '.join(_WORD.findall(plain))} "
+
+
+def facts_told(answer: str, facts: Sequence[str]) -> int:
+    """How many of `facts` the answer says: as whole words, whatever their capitals, hyphens and
+    punctuation; a possessive or plural s is let pass."""
+    flat = _flat(answer)
+    return sum(_says(flat, fact) for fact in facts)
+
+
+def _says(flat: str, fact: str) -> bool:
+    wanted = _flat(fact).strip()
+    return any(f" {wanted}{ending} " in flat for ending in ("", "'s", "s"))
+
+
+def distinct(words: Sequence[Any], n: int) -> float:
+    """Distinct n-grams over n-grams (Li et al. 2016): 1 repeats nothing; 1 if there is none."""
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return len(Counter(grams)) / len(grams) if grams else 1.0
+
+
+@lru_cache(maxsize=1)
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+
+
+def rouge(answer: str, reference: str) -> tuple[float, float]:
+    """F-measures of ROUGE-1 and ROUGE-L (rouge-score, with its stemmer)."""
+    scores = _rouge().score(reference, answer)
+    return float(scores["rouge1"].fmeasure), float(scores["rougeL"].fmeasure)

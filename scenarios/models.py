@@ -1,0 +1,186 @@
+"""Real models by name, opened once and used by every cell that names them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from cloud_sim.model import CloudModel
+from cloud_sim.sim.record import blank
+from cloud_sim.sim.replay import Replay
+from cloud_sim.sim.tape import Tape
+from edge_runtime.assembly import public_query
+from edge_runtime.bundle import Bundle, open_bundle
+from edge_runtime.errors import EnvironmentFailure, UsageError
+from edge_runtime.sampling import Sampler
+from edge_runtime.steering import method
+from edge_runtime.text import Prompts, Text
+from edge_runtime.weights import ALIASES, cache_dir
+from scenarios.reuse import Reusing
+from scenarios.spec import Cell
+from scenarios.store import content_key
+
+TARGET = "cpu-int8"
+
+
+class Models(Protocol):
+    """What a run needs of the world's models; tests have their own."""
+
+    def replay(self, cell: Cell) -> Replay:
+        """The cell's question on tape, with the models at hand for what is not on it yet."""
+        ...
+
+    def decode(self, cell: Cell) -> Callable[..., str]:
+        """Ids to text, with the device's tokenizer."""
+        ...
+
+    def weights_mb(self, cell: Cell) -> float:
+        """What one step of the device's model reads, in 10^6 bytes."""
+        ...
+
+
+def bundle_path(name: str) -> Path:
+    """Where the bundle called `name` is: a folder, or a known model exported into the cache.
+
+    Raises `UsageError` when it is neither.
+    """
+    folder = Path(name)
+    if (folder / "manifest.json").is_file() or folder.is_dir():
+        return folder
+    if name in ALIASES:
+        return cache_dir() / "bundles" / f"{name}-{TARGET}"
+    raise UsageError(
+        "bundle",
+        "neither a bundle's folder nor a model that can be fetched",
+        got=name,
+        allowed=f"a folder made by costeer export, or one of {', '.join(sorted(ALIASES))}",
+    )
+
+
+def export_if_needed(name: str) -> Path:
+    """`bundle_path`, made by `costeer export` in a process of its own when it is not there."""
+    path = bundle_path(name)
+    if (path / "manifest.json").is_file():
+        return path
+    if name not in ALIASES:
+        raise EnvironmentFailure(
+            str(path), "there is no manifest.json in this folder", todo="Make it: costeer export"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "costeer", "export", "--model", name, "--target", TARGET]
+    done = subprocess.run([*command, "--out", str(path)], stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        # The child has told the reason on standard error already.
+        raise EnvironmentFailure("export", f"{name} could not be exported", got=done.returncode)
+    return path
+
+
+class LocalModels:
+    """Models on this machine, each opened at its first use and kept; every answer is recorded.
+
+    `tapes`: a folder that keeps the recordings, so that the next run needs no model. They hold the
+    small model's scores, which depend on the private note: as private as the note itself.
+    """
+
+    def __init__(
+        self, tapes: Path | None = None, told: Callable[[str], None] = lambda what: None
+    ) -> None:
+        self._told, self._folder = told, tapes
+        self._bundles: dict[str, tuple[Bundle, Text]] = {}
+        self._branches: dict[tuple[str, int], Any] = {}
+        self._clouds: dict[str, CloudModel] = {}
+        self._tapes: dict[str, Tape] = {}
+        self._saved: dict[str, int] = {}
+
+    def replay(self, cell: Cell) -> Replay:
+        """See `Models`."""
+        bundle, text = self._bundle(cell.bundle)
+        rule = method(cell.method, cell.gain)
+        query = public_query(rule, cell.case.query, cell.case.context)
+        prompts = text.prompts(cell.case.query, cell.case.context)
+        return Replay(
+            self._tape(cell, query, prompts),
+            rule,
+            Sampler(cell.temperature, cell.top_p, cell.seed),
+            cloud=_Lazy(lambda: Reusing(self._cloud(cell.cloud_model))),
+            branches=_Lazy(lambda: self._open_branches(cell, bundle, prompts)),
+            prompts=prompts,
+        )
+
+    def keep(self) -> None:
+        """Write the tapes that have grown."""
+        for key, tape in self._tapes.items():
+            if self._folder is not None and self._saved.get(key) != tape.positions:
+                tape.save(self._folder / f"{key}.tape")
+                self._saved[key] = tape.positions
+
+    def decode(self, cell: Cell) -> Callable[..., str]:
+        """See `Models`."""
+        return self._bundle(cell.bundle)[1].decode
+
+    def weights_mb(self, cell: Cell) -> float:
+        """See `Models`."""
+        return self._bundle(cell.bundle)[0].manifest.memory.weights_bytes / 1e6
+
+    def _tape(self, cell: Cell, query: str, prompts: Prompts) -> Tape:
+        manifest = self._bundle(cell.bundle)[0].manifest
+        key = content_key(
+            {
+                "bundle": {name: file.sha256 for name, file in manifest.files.items()},
+                "cloud": cell.cloud_model,
+                "codec": cell.codec,
+                "query": query,
+                "case": cell.case.query,
+                "context": cell.case.context,
+            }
+        )
+        if key not in self._tapes:
+            path = self._folder / f"{key}.tape" if self._folder else None
+            if path is not None and path.is_file():
+                self._tapes[key] = Tape.load(path)
+                self._saved[key] = self._tapes[key].positions
+            else:
+                self._tapes[key] = blank(self._cloud(cell.cloud_model), query, cell.codec)
+                self._tapes[key].prompt_lengths = (len(prompts.aware), len(prompts.agnostic))
+        return self._tapes[key]
+
+    def _cloud(self, name: str) -> CloudModel:
+        if name not in self._clouds:
+            from cloud_sim.live.llm import TransformersModel
+
+            self._told(f"loading {name} for the cloud")
+            self._clouds[name] = TransformersModel.open_source(name)
+        return self._clouds[name]
+
+    def _bundle(self, name: str) -> tuple[Bundle, Text]:
+        if name not in self._bundles:
+            self._told(f"opening {name} for the device")
+            bundle = open_bundle(export_if_needed(name), check=False)
+            self._bundles[name] = bundle, Text.open(bundle)
+        return self._bundles[name]
+
+    def _open_branches(self, cell: Cell, bundle: Bundle, prompts: Prompts) -> Any:
+        from edge_runtime.branches import open_branches
+
+        needed = max(len(prompts.aware), len(prompts.agnostic)) + cell.max_tokens
+        # One buffer serves all shorter questions too: round up, so that few are opened.
+        length = min(-(-needed // 512) * 512, bundle.manifest.architecture.max_context)
+        key = (cell.bundle, max(length, needed))
+        if key not in self._branches:
+            self._branches[key] = open_branches(bundle, max_length=key[1])
+        return self._branches[key]
+
+
+class _Lazy:
+    """Stands in for a model until the first time that something is asked of it."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._made = make, None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        return getattr(self._made, name)

@@ -1,0 +1,100 @@
+"""Cells of a scenario in virtual time: tokens do not depend on the link, times do, parts add up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cloud_sim.sim.costs import CloudCosts, DeviceCosts
+from cloud_sim.sim.record import blank
+from cloud_sim.sim.replay import Replay
+from cloud_sim.sim.tape import Tape
+from edge_runtime.errors import UsageError
+from edge_runtime.sampling import Sampler
+from edge_runtime.steering import method
+from scenarios.reuse import Reusing
+from scenarios.run import Machines, Result, run
+from scenarios.spec import Cell, scenario
+from tests.fakes import FakeCloud
+from tests.test_tape import PROMPTS, VOCABULARY, HashBranches
+
+MACHINES = Machines(
+    DeviceCosts(step_ms=16.0, head_ms=2.0, steer_ms=0.1, prefill_ms=40.0, origin="measured"),
+    CloudCosts(step_ms=12.0, origin="published"),
+)
+
+
+class FakeModels:
+    """`scenarios.models.Models` over fakes, recorded like real ones."""
+
+    def __init__(self) -> None:
+        self.tape: Tape | None = None
+        self.cloud = FakeCloud(VOCABULARY)
+
+    def replay(self, cell: Cell) -> Replay:
+        if self.tape is None:
+            self.tape = blank(self.cloud, cell.case.query, cell.codec)
+        branches = HashBranches()
+        rule, sampler = method(cell.method, cell.gain), Sampler(cell.temperature, seed=cell.seed)
+        reusing = Reusing(self.cloud)
+        return Replay(self.tape, rule, sampler, reusing, branches, PROMPTS)
+
+    def decode(self, cell: Cell) -> Callable[..., str]:
+        return lambda ids: "".join(chr(97 + token % 26) for token in ids)
+
+    def weights_mb(self, cell: Cell) -> float:
+        return 100.0
+
+
+def results(**network: Any) -> list[Result]:
+    content = {
+        "name": "test",
+        "case": {"query": "q", "context": "c"},
+        "network": network,
+        "answer": {"codec": "topk:8", "max_tokens": 12},
+    }
+    return list(run(scenario(content).cells(), FakeModels(), machines=MACHINES))
+
+
+def test_every_link_gives_the_same_tokens_in_its_own_time() -> None:
+    fast, slow = results(profile=["5g", "slow-4g"])
+    assert fast.row["tokens"] == slow.row["tokens"]
+    assert fast.row["token_ms_p50"] < slow.row["token_ms_p50"]
+    assert fast.row["profile"] == "5g"
+
+
+def test_a_row_has_every_figure_and_its_parts_add_up() -> None:
+    (result,) = results(profile="lte")
+    row = result.row
+    assert row["virtual"] is True
+    for key in (
+        *("profile", "schedule", "method", "ttft_ms", "token_ms_p50", "token_ms_p95"),
+        *("token_ms_p99", "parts", "uplink_bytes", "downlink_bytes", "round_trips"),
+        *("retransmissions", "seed", "text", "tokens", "gain", "tokens_per_s", "ms_per_token"),
+    ):
+        assert key in row
+    mean = row["ms_per_token"].pop("total")
+    assert math.isclose(sum(row["parts"].values()), mean, rel_tol=1e-9)
+    assert row["parts"] == row["ms_per_token"]
+    for token, record in zip(result.tokens, result.transcript.records, strict=True):
+        assert math.isclose(sum(token["parts"].values()), record.parts.total, abs_tol=0.01)
+    assert row["inputs"]["device"] == "measured"
+    assert row["inputs"]["cloud"] == "published"
+
+
+def test_the_round_trip_of_the_scenario_replaces_the_profiles() -> None:
+    near, far = results(profile="lte", rtt_ms=[10.0, 200.0])
+    assert far.row["token_ms_p50"] - near.row["token_ms_p50"] == pytest.approx(190, abs=20)
+
+
+def test_the_same_scenario_gives_the_same_rows() -> None:
+    assert [r.row for r in results(profile="lte")] == [r.row for r in results(profile="lte")]
+
+
+def test_an_unknown_schedule_is_named() -> None:
+    content = {"name": "x", "case": {"query": "q"}, "answer": {"schedule": "lockstp"}}
+    with pytest.raises(UsageError, match=r"schedule: no such schedule .got lockstp.*lockstep"):
+        list(run(scenario(content).cells(), FakeModels(), machines=MACHINES))
