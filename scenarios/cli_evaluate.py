@@ -1,0 +1,139 @@
+"""`costeer evaluate`: how good answers are, on a data set, without a network."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from edge_runtime.errors import UsageError
+from edge_runtime.weights import cache_dir
+from scenarios.datasets import read
+from scenarios.evaluate import Evaluation, Plan
+from scenarios.evaluate import evaluate as run
+from scenarios.fit import fit as choose
+from scenarios.methods import parse_all, score
+from scenarios.pair import Lengths, open_pair
+from scenarios.predictions import Store
+
+DEFAULT_METHODS = "cloud-only,light,costeer,blend,upload"
+
+
+def evaluate(
+    dataset: Annotated[
+        str, typer.Argument(help="A data set's name, or a .jsonl file of your own notes.")
+    ],
+    device: Annotated[
+        str, typer.Option(help="A bundle's folder; float:MODEL for the unquantized model.")
+    ],
+    cloud_model: Annotated[
+        str, typer.Option(help="The cloud's model: a folder, a .gguf file, or a hub id.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="The data set's file or folder, if it is not shipped.")
+    ] = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, with commas; NAME@GAIN for another gain.")
+    ] = DEFAULT_METHODS,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use the first N cases only.")] = None,
+    generate: Annotated[
+        int, typer.Option(min=0, help="Also write greedy answers of at most N tokens.")
+    ] = 0,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Fit gain and mixture on half, report on the other.")
+    ] = False,
+    codec: Annotated[str, typer.Option(help="What crosses the wire in answers.")] = "full",
+    note_tokens: Annotated[int, typer.Option(min=1, help="Cut longer notes.")] = 1000,
+    reference_tokens: Annotated[int, typer.Option(min=1, help="Cut longer references.")] = 150,
+    cloud_dtype: Annotated[
+        str, typer.Option(help="Number format of the cloud model.")
+    ] = "bfloat16",
+    cache: Annotated[
+        Path | None, typer.Option(help="Where predictions and answers are kept.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="End with one JSON object, keyed by method.")
+    ] = False,
+) -> None:
+    """Measure answer quality on a data set: likelihood of references, and answers themselves."""
+    rules = parse_all(methods)
+    cases = read(dataset, data, limit)
+    lengths = Lengths(note_tokens, reference_tokens)
+    pair = open_pair(
+        device,
+        cloud_model,
+        cloud_dtype=cloud_dtype,
+        max_length=2 * note_tokens + reference_tokens + generate + 512,
+    )
+    store = Store(cache or cache_dir() / "evaluate")
+    errors = Console(stderr=True)
+    plan = Plan(rules, lengths, generate, codec)
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=errors
+    ) as bar:
+        task = bar.add_task("", total=None)
+        result = run(
+            cases,
+            pair,
+            plan,
+            store,
+            lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
+        )
+    rows: dict[str, Any] = {name: result.row(name) for name in result.results}
+    if fit:
+        rows["fitted"] = _fitted(result)
+    errors.print(_table(rows))
+    if as_json:
+        print(json.dumps(rows))
+
+
+def _fitted(result: Evaluation) -> dict[str, Any]:
+    if not result.kept:
+        raise UsageError("evaluate", "without reference answers there is nothing to fit")
+    found = choose(result.kept)
+    result.results["fitted"] = type(next(iter(result.results.values())))(
+        found.method, [score(found.method, one) for one in result.kept]
+    )
+    numbers = {k: v for k, v in dataclasses.asdict(found.method).items() if v is not None}
+    return result.row("fitted") | {
+        "method": numbers,
+        "gap_on_fitted_half": found.fitted.dict(),
+        "gap_expected": found.expected.dict(),
+    }
+
+
+_COLUMNS = (
+    ("gap captured", "gap_captured", 100, "%"),
+    ("log p with note", "upload_logp", 1, ""),
+    ("without", "cloud_logp", 1, ""),
+    ("facts", "facts", 100, "%"),
+    ("ROUGE-1", "rouge1", 1, ""),
+)
+
+
+def _table(rows: dict[str, Any]) -> Table:
+    table = Table(title="Means with 90 % bootstrap intervals over cases", title_justify="left")
+    table.add_column("method")
+    present = [c for c in _COLUMNS if any(c[1] in row for row in rows.values())]
+    for title, *_ in present:
+        table.add_column(title, justify="right")
+    table.add_column("KL to upload", justify="right")
+    for name, row in rows.items():
+        cells = [_cell(row.get(key), scale, unit) for _, key, scale, unit in present]
+        cells.append(f"{row['kl_upload']:.3f}" if "kl_upload" in row else "")
+        table.add_row(name, *cells)
+    return table
+
+
+def _cell(figure: dict[str, float] | None, scale: int, unit: str) -> str:
+    if figure is None:
+        return ""
+    form = ".0f" if unit else ".3f"
+    value, low, high = (figure[k] * scale for k in ("value", "low", "high"))
+    return f"{value:{form}}{unit} [{low:{form}}, {high:{form}}]"

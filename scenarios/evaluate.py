@@ -1,0 +1,190 @@
+"""Quality without a network: methods on cases, from predictions that are computed once.
+
+Teacher-forced figures need two passes of each model a case, kept in a `Store`; a further method
+costs none. Generated figures need an answer per method and case, kept likewise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.errors import UsageError
+from edge_runtime.steering import Method
+from scenarios.datasets import Case
+from scenarios.methods import Score, score
+from scenarios.metrics import LEVEL, Estimate, gap_captured, mean, ratio
+from scenarios.pair import Lengths, Pair, along, both_along
+from scenarios.predictions import CLOUD, UPLOAD, Predictions, Store, gather
+from scenarios.written import Answer, generate
+
+Progress = Callable[[str, int, int], None]
+"""What is being done, how many are done, of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure and how."""
+
+    methods: Sequence[Method]
+    lengths: Lengths = field(default_factory=Lengths)
+    generate: int = 0
+    """Longest generated answer, in tokens; 0: none."""
+    codec: str = "full"
+    level: float = LEVEL
+
+
+@dataclass(slots=True)
+class Result:
+    """One method on all cases."""
+
+    method: Method
+    scores: list[Score] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Evaluation:
+    """All methods on the same cases, with the two ends of the gap."""
+
+    cases: list[Case]
+    kept: list[Predictions]
+    results: dict[str, Result]
+    level: float
+
+    def gap(self, scores: Sequence[Score]) -> Estimate:
+        """Share of the gap captured (docs/metrics.md)."""
+        cloud = [one.nll(CLOUD) for one in self.kept]
+        upload = [one.nll(UPLOAD) for one in self.kept]
+        return gap_captured([s.nll for s in scores], cloud, upload, level=self.level)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """The figures of method `name`, as `costeer evaluate --json` prints them."""
+        result = self.results[name]
+        row: dict[str, Any] = {"gain": result.method.gain}
+        intervals: dict[str, list[float]] = {}
+
+        def put(key: str, estimate: Estimate) -> None:
+            row[key] = estimate.value
+            intervals[key] = [estimate.low, estimate.high]
+
+        if result.scores:
+            tokens = [float(s.tokens) for s in result.scores]
+            put("nll", ratio([s.nll for s in result.scores], tokens, level=self.level))
+            row["gap_captured"] = self.gap(result.scores).dict()
+            put("kl_upload", ratio([s.kl_upload for s in result.scores], tokens, level=self.level))
+            put(
+                "top1_upload",
+                ratio([s.top1_upload for s in result.scores], tokens, level=self.level),
+            )
+            put("diverged", ratio([s.diverged for s in result.scores], tokens, level=self.level))
+            row |= {"cases": len(result.scores), "tokens": int(sum(tokens))}
+        if result.answers:
+            row |= _answers(result.answers, self.level)
+        row["intervals"] = intervals
+        return row
+
+
+def _answers(answers: Sequence[Answer], level: float) -> dict[str, Any]:
+    tokens = [float(a.tokens) for a in answers]
+    return {
+        "upload_logp": ratio([a.upload_logp for a in answers], tokens, level=level).dict(),
+        "cloud_logp": ratio([a.cloud_logp for a in answers], tokens, level=level).dict(),
+        "evidence": ratio(
+            [a.upload_logp - a.cloud_logp for a in answers], tokens, level=level
+        ).dict(),
+        "facts": ratio(
+            [float(a.facts) for a in answers], [float(a.of_facts) for a in answers], level=level
+        ).dict(),
+        "note_facts": mean([float(a.note_facts) for a in answers], level=level).dict(),
+        "rouge1": mean([a.rouge1 for a in answers], level=level).dict(),
+        "rougeL": mean([a.rougeL for a in answers], level=level).dict(),
+        "distinct2": mean([a.distinct2 for a in answers], level=level).dict(),
+        "length": mean(tokens, level=level).dict(),
+        "answers": len(answers),
+    }
+
+
+def evaluate(
+    cases: Sequence[Case],
+    pair: Pair,
+    plan: Plan,
+    store: Store,
+    progress: Progress = lambda what, done, of: None,
+) -> Evaluation:
+    """Every method of `plan` on every case that has what it needs.
+
+    Cases without a reference have no teacher-forced figures; without any, only `generate` is
+    left. Raises `UsageError` when that leaves nothing to measure.
+    """
+    cut = [pair.cut(case, plan.lengths) for case in cases]
+    told = [case for case in cut if case.reference]
+    if not told and not plan.generate:
+        raise UsageError(
+            "evaluate", "this data set has no reference answers", todo="Ask for answers: --generate"
+        )
+    kept = []
+    for number, case in enumerate(told):
+        progress("reading references", number, len(told))
+        kept.append(predictions(case, pair, plan.lengths, store))
+    results = {rule.name: Result(rule) for rule in plan.methods}
+    for rule in plan.methods:
+        results[rule.name].scores = [score(rule, one) for one in kept]
+    if plan.generate:
+        total, done = len(cut) * len(plan.methods), 0
+        for case in cut:
+            for rule in plan.methods:
+                progress("writing answers", done, total)
+                results[rule.name].answers.append(answer(rule, case, pair, plan, store))
+                done += 1
+    return Evaluation(told, kept, results, plan.level)
+
+
+def predictions(case: Case, pair: Pair, lengths: Lengths, store: Store) -> Predictions:
+    """What both models say along the reference of `case`, from the store if it is there."""
+    key = store.key(
+        what="predictions",
+        query=case.query,
+        aware=case.aware,
+        reference=case.reference,
+        reference_tokens=lengths.reference_tokens,
+        **pair.identity,
+    )
+    kept = store.predictions(key)
+    if kept is None:
+        tokens = pair.reference(case, lengths)
+        cloud = along(pair.cloud, case.query, tokens)
+        upload = along(pair.cloud, case.aware, tokens)
+        own = both_along(pair.branches, pair.prompts(case), tokens)
+        size = min(cloud.shape[1], own[0].shape[1])
+        note = pair.text.encode(case.context)
+        tables = [np.asarray(table[:, :size]) for table in (cloud, upload, *own)]
+        kept = gather(tables, tokens, note)
+        store.keep_predictions(key, kept)
+    return kept
+
+
+def answer(rule: Method, case: Case, pair: Pair, plan: Plan, store: Store) -> Answer:
+    """The greedy answer of `rule` and its measures, from the store if it is there."""
+    numbers = {k: v for k, v in dataclasses.asdict(rule).items() if k != "name"}
+    key = store.key(
+        what="answer",
+        query=case.query,
+        aware=case.aware,
+        reference=case.reference,
+        facts=case.facts,
+        tokens=plan.generate,
+        codec=plan.codec,
+        rule=numbers,
+        **pair.identity,
+    )
+    found = store.record(key)
+    if found is None:
+        made = generate(rule, case, pair, plan.generate, plan.codec)
+        store.keep_record(key, made.record())
+        return made
+    return Answer(**found)
