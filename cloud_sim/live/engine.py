@@ -1,9 +1,9 @@
 """One thread that computes for all sessions: whoever waits is served in one forward pass.
 
-Requests that arrive while a pass runs form the next batch. A pass takes each sequence at most
-once, first come first served; requests marked `speculative` (run-ahead's guesses) ride along when
-there is room and otherwise wait until nobody else does. A pass that fails ends the sessions that
-were in it, not the engine.
+Requests that arrive while a pass runs form the next batch, first come first served; requests
+marked `speculative` (run-ahead's guesses) ride along when there is room and otherwise wait until
+nobody else does. A long prompt is computed in chunks, so that the others' next tokens do not wait
+for all of it. A pass that fails ends the sessions that were in it, not the engine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cloud_sim.model import CloudModel, Logprobs, ScoreBatch, ScoreRequest
@@ -38,6 +38,23 @@ class _Job:
     future: Future[Scored]
     submitted_ms: float
     speculative: bool
+    began_ms: float = 0.0
+    computed_ms: float = 0.0
+
+    def part(self, chunk: int) -> tuple[ScoreRequest, ...]:
+        """What the next pass computes of it: all, or the first chunk of a prompt."""
+        if self.single and not self.requests[0].every and len(self.requests[0].tokens) > chunk:
+            return (replace(self.requests[0], tokens=self.requests[0].tokens[:chunk]),)
+        return self.requests
+
+    def advance(self, done: tuple[ScoreRequest, ...]) -> bool:
+        """Take `done` off; whether anything is left."""
+        if done is self.requests:
+            return False
+        (request,), count = self.requests, len(done[0].tokens)
+        left = replace(request, keep=request.keep + count, tokens=request.tokens[count:])
+        self.requests = (left,)
+        return True
 
 
 @dataclass(slots=True)
@@ -58,6 +75,8 @@ class Batching:
     requests: int = 64
     tokens: int = 2048
     """New tokens; a single larger job still runs, alone."""
+    chunk: int = 256
+    """Tokens of a prompt that one pass takes."""
 
 
 class Engine:
@@ -103,7 +122,8 @@ class Engine:
         with self._changed:
             self._stopped = True
             for job in self._waiting:
-                job.future.cancel()
+                if not job.future.cancel():
+                    job.future.set_exception(RuntimeError("the engine has been stopped"))
             self._waiting.clear()
             self._changed.notify()
         self._thread.join()
@@ -118,16 +138,19 @@ class Engine:
                 if self._stopped:
                     return
                 jobs = self._next()
-            jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            jobs = [
+                job for job in jobs if job.began_ms or job.future.set_running_or_notify_cancel()
+            ]
             if jobs:
                 self._pass(jobs)
 
     def _next(self) -> list[_Job]:
         """The next batch, taken out of the queue: whoever waits before whoever guesses."""
+        self._waiting = [job for job in self._waiting if not job.future.cancelled()]
         chosen: list[_Job] = []
         requests = tokens = 0
         for job in sorted(self._waiting, key=lambda job: job.speculative):
-            new = sum(len(request.tokens) for request in job.requests)
+            new = sum(len(request.tokens) for request in job.part(self._batching.chunk))
             room = (
                 requests + len(job.requests) <= self._batching.requests
                 and tokens + new <= self._batching.tokens
@@ -142,7 +165,8 @@ class Engine:
         return chosen
 
     def _pass(self, jobs: Sequence[_Job]) -> None:
-        requests = [request for job in jobs for request in job.requests]
+        parts = [job.part(self._batching.chunk) for job in jobs]
+        requests = [request for part in parts for request in part]
         began = time.monotonic() * 1e3
         try:
             results: list[Logprobs] = self.model.score(requests)
@@ -151,21 +175,32 @@ class Engine:
                 job.future.set_exception(error)
             return
         ended = time.monotonic() * 1e3
+        self._count(requests, ended - began)
+        at = 0
+        for job, part in zip(jobs, parts, strict=True):
+            mine = results[at : at + len(part)]
+            at += len(part)
+            job.began_ms = job.began_ms or began
+            job.computed_ms += ended - began
+            if job.advance(part):
+                self._again(job)
+            else:
+                queued = ended - job.submitted_ms - job.computed_ms
+                result = mine[0] if job.single else list(mine)
+                job.future.set_result(Scored(result, queued, job.computed_ms, ended))
+
+    def _again(self, job: _Job) -> None:
+        """The rest of a prompt: next in turn, unless the engine is stopping."""
+        with self._changed:
+            if self._stopped:
+                job.future.set_exception(RuntimeError("the engine has been stopped"))
+            else:
+                self._waiting.insert(0, job)
+
+    def _count(self, requests: Sequence[ScoreRequest], milliseconds: float) -> None:
         totals = self.totals
         totals.passes += 1
         totals.requests += len(requests)
         totals.tokens += sum(len(request.tokens) for request in requests)
         totals.largest_batch = max(totals.largest_batch, len(requests))
-        totals.busy_ms += ended - began
-        at = 0
-        for job in jobs:
-            mine = results[at : at + len(job.requests)]
-            at += len(job.requests)
-            job.future.set_result(
-                Scored(
-                    mine[0] if job.single else list(mine),
-                    began - job.submitted_ms,
-                    ended - began,
-                    ended,
-                )
-            )
+        totals.busy_ms += milliseconds

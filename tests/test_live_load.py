@@ -1,0 +1,261 @@
+"""Many sessions at once, and clients that misbehave: nobody else is to notice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from cloud_sim.live.connection import ServerLimits
+from cloud_sim.live.engine import Batching, Engine
+from cloud_sim.live.llm import TransformersModel
+from cloud_sim.live.load import load
+from cloud_sim.live.ragged import ATTENTION
+from cloud_sim.live.server import Server, running
+from cloud_sim.model import ScoreBatch, ScoreRequest
+from cloud_sim.session import session
+from edge_runtime import wire
+from edge_runtime.candidates import codec
+from edge_runtime.connections.direct import run_direct
+from edge_runtime.connections.websocket import answer
+from edge_runtime.device import CloudOnlyDevice
+from edge_runtime.schedules.exchange import Request
+from edge_runtime.schedules.lockstep import lockstep
+from edge_runtime.schedules.runahead import runahead
+from tests.fakes import FakeCloud, FakeDevice
+
+SESSIONS, TOKENS = 64, 100
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir: Path) -> TransformersModel:
+    """In float64, so that sums in another order do not turn near ties."""
+    return TransformersModel(load(str(tiny_model_dir), dtype="float64", attention=ATTENTION))
+
+
+def request(n: int, tokens: int = TOKENS) -> Request:
+    return Request(f"Question {n}: where should we eat?", "", codec("topk:4"), tokens)
+
+
+async def test_64_sessions_of_100_tokens_each_equal_their_solo_run(
+    model: TransformersModel,
+) -> None:
+    solo = [
+        run_direct(lockstep(CloudOnlyDevice(), request(n)), session(model)).tokens
+        for n in range(0, SESSIONS, 8)
+    ]
+    with running(model, limits=ServerLimits(sessions=SESSIONS)) as server:
+        answers = await asyncio.gather(
+            *(answer(lockstep(CloudOnlyDevice(), request(n)), server.url) for n in range(SESSIONS))
+        )
+    tokens = [a.tokens for a in answers]
+    assert all(len(t) == TOKENS for t in tokens)
+    assert tokens[::8] == solo
+    assert len({tuple(t) for t in tokens}) > SESSIONS // 2, "answers should differ by question"
+    gc.collect()
+    assert not model.held, "a session's cache outlived it"
+
+
+def test_whoever_waits_is_served_in_one_pass_and_guesses_wait() -> None:
+    """The engine's order, seen through a model that can be held up."""
+    import threading
+
+    gate, order = threading.Event(), []
+
+    class Slow(FakeCloud):
+        def score(self, requests):  # type: ignore[no-untyped-def]
+            order.append([r.tokens[0] for r in requests])
+            gate.wait(10)
+            return super().score(requests)
+
+    cloud = Slow(64)
+    engine = Engine(cloud, Batching(requests=3, tokens=100, chunk=100))
+
+    def ask(token: int, guess: bool = False, n: int = 1) -> ScoreRequest:
+        return ScoreRequest(cloud, cloud.open(), 0, (token,) * n, speculative=guess)
+
+    futures = [engine.submit(ask(1))]
+    while not order:
+        pass
+    futures += [engine.submit(ask(2, guess=True)), engine.submit(ask(3)), engine.submit(ask(4))]
+    futures += [engine.submit(ScoreBatch((ask(5), ask(6)))), engine.submit(ask(7))]
+    taken_back = engine.submit(ask(8))
+    assert taken_back.cancel()
+    gate.set()
+    results = [future.result(10) for future in futures]
+    engine.stop()
+    assert order == [[1], [3, 4, 7], [5, 6, 2]]
+    assert results[0].queue_ms < results[1].queue_ms
+    assert len(results[4].result) == 2
+
+
+def test_a_long_prompt_does_not_hold_up_the_others(model: TransformersModel) -> None:
+    """It is computed in chunks, and others' steps run in the same passes."""
+    engine = Engine(model, Batching(chunk=32))
+    prompt = tuple(range(3, 203))
+    long, short = model.open(), model.open()
+    waiting = engine.submit(ScoreRequest(model, long, 0, prompt))
+    steps = []
+    for n in range(4):
+        step = engine.submit(ScoreRequest(model, short, n, (5,)))
+        step.result(10)
+        steps.append(waiting.done())
+    chunked = waiting.result(10).result
+    engine.stop()
+    whole = model.score([ScoreRequest(model, long, 0, prompt)])[0]
+    assert abs(chunked - whole).max() < 1e-5
+    assert not steps[0]
+    for sequence in (long, short):
+        model.close(sequence)
+
+
+# --- clients that misbehave, beside one that does not ---
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    limits = ServerLimits(idle_s=5, send_s=0.5, inbox_frames=32, sessions=200)
+    with running(FakeCloud(64, seed=1), limits=limits) as running_server:
+        yield running_server
+
+
+async def good(server: Server, n: int = 0) -> None:
+    """An ordinary answer, which must be what it always is."""
+    asked = request(n, 20)
+    for schedule in (lockstep, runahead):
+        device = FakeDevice(64, context=f"{n}", end_ids=[])
+        got = await answer(schedule(device, asked), server.url)
+        alone = run_direct(
+            lockstep(FakeDevice(64, context=f"{n}", end_ids=[]), asked),
+            session(FakeCloud(64, seed=1)),
+        )
+        assert got.tokens == alone.tokens
+
+
+FRAMES = st.one_of(
+    st.binary(max_size=80),
+    st.text(max_size=20),
+    st.builds(
+        wire.Open,
+        st.integers(-1, 3),
+        st.text(max_size=10),
+        st.just(""),
+        st.sampled_from(["full", "topk:4", "topk:0", "x"]),
+        st.sampled_from(["step", "stream", "score"]),
+        st.integers(-5, 60),
+        st.integers(-3, 100),
+        st.integers(-3, 100),
+        st.integers(-3, 100),
+    ),
+    st.builds(
+        wire.Extend,
+        st.integers(-1, 5),
+        st.integers(-2, 40),
+        st.lists(st.integers(-2, 70), max_size=5).map(tuple),
+    ),
+    st.builds(wire.Credit, st.integers(-1, 5), st.integers(-2, 40)),
+    st.builds(wire.Close, st.integers(-1, 40)),
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(frames=st.lists(FRAMES, min_size=1, max_size=12))
+def test_whatever_a_client_sends_it_is_answered_or_refused(
+    server: Server, frames: list[bytes | str | wire.Up]
+) -> None:
+    """Every message down is a frame; a refusal is the last one; the server stays as it was."""
+
+    async def client() -> None:
+        async with connect(server.url, max_size=None) as socket:
+            with contextlib.suppress(ConnectionClosed):
+                for frame in frames:
+                    await socket.send(
+                        frame if isinstance(frame, bytes | str) else wire.encode(frame)
+                    )
+                await socket.send(wire.encode(wire.Close()))
+                while True:
+                    raw = await asyncio.wait_for(socket.recv(decode=False), 10)
+                    if isinstance(wire.decode_down(raw), wire.Refusal):
+                        await asyncio.wait_for(socket.wait_closed(), 10)
+                        assert socket.close_code == 1008
+                        return
+        assert socket.close_code == 1000
+
+    asyncio.run(client())
+
+
+def test_after_all_that_nothing_is_held(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    asyncio.run(good(server))
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_a_flood_is_refused_and_the_others_go_on(server: Server) -> None:
+    async def flood() -> str:
+        async with connect(server.url) as socket:
+            with contextlib.suppress(ConnectionClosed):
+                for _ in range(4000):
+                    await socket.send(wire.encode(request(0).open("step")))
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    frame = wire.decode_down(await socket.recv(decode=False))
+                    if isinstance(frame, wire.Refusal):
+                        return frame.code
+            return str(socket.close_reason)
+
+    codes, *_ = await asyncio.gather(flood(), *(good(server, n) for n in range(4)))
+    assert codes in ("flood", "out_of_turn")
+
+
+async def test_one_who_stops_listening_is_dropped_and_the_others_go_on() -> None:
+    cloud = FakeCloud(4096, seed=1)
+    limits = ServerLimits(send_s=0.3)
+    with running(cloud, limits=limits) as server:
+        reader, writer = await asyncio.open_connection(server.host, server.port, limit=1024)
+        lines = [f"GET / HTTP/1.1\r\nHost: {server.host}", "Upgrade: websocket"]
+        lines += ["Connection: Upgrade", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
+        lines += ["Sec-WebSocket-Version: 13", "", ""]
+        writer.write("\r\n".join(lines).encode())
+        await reader.readuntil(b"\r\n\r\n")
+        opening = Request("q", "", codec("full"), 2000).open("stream", window=64)
+        writer.write(masked(wire.encode(opening)))
+        for position in range(1, 2000):
+            writer.write(masked(wire.encode(wire.Extend(position, position - 1, (5,)))))
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        device = FakeDevice(4096, end_ids=[])
+        got = await answer(lockstep(device, Request("q", "", codec("topk:4"), 20)), server.url)
+        assert len(got.tokens) == 20
+        async with asyncio.timeout(20):
+            while cloud.open_sequences:
+                await asyncio.sleep(0.02)
+        writer.close()
+
+
+async def test_one_who_vanishes_leaves_at_most_a_cache_on_the_shelf() -> None:
+    cloud = FakeCloud(64, seed=1)
+    with running(cloud) as server:
+        for _ in range(30):
+            socket = await connect(server.url)
+            await socket.send(wire.encode(request(0).open("stream", window=16)))
+            await socket.recv()
+            socket.transport.abort()
+        await good(server)
+        async with asyncio.timeout(20):
+            while len(cloud.open_sequences) > 16:
+                await asyncio.sleep(0.02)
+    assert not cloud.open_sequences, "stopping the server clears the shelf"
+
+
+def masked(payload: bytes) -> bytes:
+    """A client's binary WebSocket frame, with a mask of zeros."""
+    size = len(payload)
+    head = bytes([size | 128]) if size < 126 else bytes([254]) + size.to_bytes(2, "big")
+    return b"\x82" + head + bytes(4) + payload
