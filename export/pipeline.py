@@ -24,6 +24,7 @@ from edge_runtime.bundle import (
     open_bundle,
 )
 from edge_runtime.errors import BudgetExceeded, UsageError
+from edge_runtime.gguf_reading import read_once
 from edge_runtime.manifest import Architecture, Manifest, Memory, Source
 from edge_runtime.vocabulary import fingerprint
 from edge_runtime.weights import ALIASES
@@ -63,6 +64,7 @@ class Exported:
     seconds: float
 
 
+@read_once()
 def export_bundle(
     model: str,
     out: str | Path,

@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from edge_runtime.errors import EnvironmentFailure, UsageError, did_you_mean
+from edge_runtime.gguf_reading import read_once
 from edge_runtime.text import Text
 from edge_runtime.vocabulary import end_ids
 from edge_runtime.weights import ALIASES, Progress, fetch
@@ -78,7 +79,7 @@ def load(
             todo=did_you_mean(source, ALIASES) if len(ALIASES) > 1 else "",
         )
     try:
-        with _silence():
+        with _silence(), read_once():
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **arguments)
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=DTYPES[dtype], attn_implementation=attention, **arguments
