@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.engine import Binding, check_threads, open_session
+from edge_runtime.engine import Binding, check_threads, open_session, raise_if_out_of_memory
 from edge_runtime.errors import BundleError, UsageError
 from edge_runtime.policy import Scores
 from edge_runtime.steering import AGNOSTIC, AWARE
@@ -107,9 +107,14 @@ class TwoBranches:
         """Load the decoder and take the memory for `max_length` tokens in both rows.
 
         The heads are loaded when they are first needed. Raises `UsageError` for a length that the
-        model cannot take, `BundleError` for a graph that onnxruntime cannot run.
+        model cannot take, `BundleError` for a graph that onnxruntime cannot run, `BudgetExceeded`
+        when the system refuses the memory.
         """
-        return cls(bundle, max_length, threads)
+        try:
+            return cls(bundle, max_length, threads)
+        except MemoryError as error:
+            raise_if_out_of_memory(error)
+            raise
 
     @property
     def length(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from edge_runtime.errors import BundleError, UsageError
+from edge_runtime.errors import BudgetExceeded, BundleError, UsageError
 
 MAX_THREADS = 64
 _ELEMENT_TYPES = {
@@ -54,9 +54,22 @@ def open_session(
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common base
+        raise_if_out_of_memory(error)
         reason = str(error).splitlines()[0][:200]
         raise BundleError(
             str(path), f"onnxruntime cannot load this graph: {reason}", todo="Export it again"
+        ) from error
+
+
+def raise_if_out_of_memory(error: Exception) -> None:
+    """Turn an allocation that failed, in whatever words, into `BudgetExceeded`."""
+    text = str(error).lower()
+    signs = ("bad_alloc", "bad allocation", "failed to allocate", "cannot allocate memory")
+    if isinstance(error, MemoryError) or any(sign in text for sign in signs):
+        raise BudgetExceeded(
+            "memory",
+            "the system refused memory that was needed",
+            todo="Ask for a shorter context, or allow more memory",
         ) from error
 
 
@@ -113,5 +126,9 @@ class Binding:
         )
 
     def run(self) -> None:
-        """One call; what is bound stays bound."""
-        self._session.run_with_iobinding(self._io)
+        """One call; what is bound stays bound. Raises `BudgetExceeded` when memory ran out."""
+        try:
+            self._session.run_with_iobinding(self._io)
+        except Exception as error:
+            raise_if_out_of_memory(error)
+            raise
