@@ -54,7 +54,15 @@ class NpuBranches:
         self._backend = _resolve(backend)
         self._sessions: dict[str, ort.InferenceSession] = {}
         self.vocabulary_size: int = architecture.vocabulary_size
-        self.max_length = min(max_length or section.past, section.past)
+        self.max_length = max_length or section.past
+        if self.max_length > section.past:
+            raise BudgetExceeded(
+                "context length",
+                "prompt and answer do not fit in the slots fixed at export",
+                got=f"{self.max_length} tokens",
+                allowed=section.past,
+                todo="Ask for fewer tokens, shorten the note, or export with a larger --past",
+            )
         self._frame = Frame(
             past=section.past,
             group=section.group,
@@ -73,6 +81,7 @@ class NpuBranches:
         self._lengths = [0, 0]
         self._prompts = [0, 0]
         self._hidden: list[npt.NDArray[np.float32]] = []
+        self._prompt_states: list[npt.NDArray[np.float32]] = []
         self._logits: tuple[int, npt.NDArray[np.float32]] | None = None
 
     @classmethod
@@ -127,9 +136,9 @@ class NpuBranches:
             prompts = [self._skip_first(prompt) for prompt in prompts]
         self._room([len(prompt) for prompt in prompts])
         self._hidden = []
-        last = self._run(prompts)
+        states = self._prompt_states = self._run(prompts)
         self._prompts = list(self._lengths)
-        self._hidden = [last[:, -1]]
+        self._hidden = [np.stack([state[-1] for state in states])]
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append answer tokens to both rows: one decode step, or the chunk graph for several."""
@@ -139,8 +148,8 @@ class NpuBranches:
         if not tokens:
             return
         self._room([len(tokens)] * ROWS)
-        hidden = self._run([tokens, tokens])
-        self._hidden.extend(hidden[:, index] for index in range(len(tokens)))
+        states = self._run([tokens, tokens])
+        self._hidden.extend(np.stack(pair) for pair in zip(*states, strict=True))
 
     def rollback(self, length: int) -> None:
         """Forget the answer's tokens from `length` on."""
@@ -160,9 +169,7 @@ class NpuBranches:
             raise UsageError("npu", "logits before prefill")
         at = self.length if position is None else position
         if self._logits is None or self._logits[0] != at:
-            hidden = self._hidden[at][:, None]
-            (logits,) = self._session("head", self._npu.head).run(["logits"], {"hidden": hidden})
-            self._logits = (at, logits[:, 0].astype(np.float32))
+            self._logits = (at, self.head(self._hidden[at]))
         whole = self._logits[1]
         return whole if ids is None else whole[:, ids]
 
@@ -170,6 +177,22 @@ class NpuBranches:
         """Aware minus agnostic logits [C]: the steering direction, up to a constant."""
         aware, agnostic = self.logits(ids)
         return aware - agnostic
+
+    def states(self, rows: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """Hidden states [n, hidden] after each token of two sequences: for verification.
+
+        Where position 0 is a shipped constant its state is unknown, and zeros stand for it.
+        """
+        self.prefill(*rows)
+        first = [np.zeros_like(self._prompt_states[0][:1])] if self._first else []
+        return [np.concatenate([*first, state]) for state in self._prompt_states]
+
+    def head(self, hidden: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits [2, V] of two hidden states [2, hidden]."""
+        (logits,) = self._session("head", self._npu.head).run(
+            ["logits"], {"hidden": hidden[:, None]}
+        )
+        return logits[:, 0].astype(np.float32)
 
     def _room(self, new: Sequence[int]) -> None:
         need = max(length + count for length, count in zip(self._lengths, new, strict=True))
@@ -182,13 +205,10 @@ class NpuBranches:
                 todo="Shorten the note, or export with a larger --past",
             )
 
-    def _run(self, rows: list[list[int]]) -> npt.NDArray[np.float32]:
-        """Feed `rows[r]` to row r; hidden states [2, n, H] of the last call's positions.
-
-        n is the longest row's; a shorter row is aligned right, so [:, -1] is each row's last.
-        """
+    def _run(self, rows: list[list[int]]) -> list[npt.NDArray[np.float32]]:
+        """Append `rows[r]` to row r; the hidden state after each of its tokens, [n, H] a row."""
         total = max(len(row) for row in rows)
-        collected: list[list[npt.NDArray[np.float32]]] = [[], []]
+        states: list[list[npt.NDArray[np.float32]]] = [[] for _ in rows]
         done = 0
         while done < total:
             single = total - done == 1
@@ -201,11 +221,10 @@ class NpuBranches:
             outputs = dict(zip(names, session.run(names, feeds), strict=True))
             for row, new in enumerate(part):
                 self._store(row, len(new), outputs)
-                collected[row].extend(outputs["hidden"][row, : len(new)])
+                states[row].append(outputs["hidden"][row, : len(new)])
             done += sequence
-        shortest = min(len(row) for row in collected)
         self._logits = None
-        return np.stack([np.stack(row[-shortest:]) for row in collected]).astype(np.float32)
+        return [np.concatenate(parts).astype(np.float32) for parts in states]
 
     def _store(self, row: int, count: int, outputs: dict[str, Array]) -> None:
         """Write `count` new keys and values into the row's next slots."""

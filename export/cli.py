@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_runtime.bundle import Bundle, open_bundle
+from export.npu_socs import DEFAULT_SOC, NPU_TARGETS
 from export.recipes import DEFAULT_TARGET, RECIPES
 
 if TYPE_CHECKING:
@@ -25,10 +26,24 @@ def export(
         str, typer.Option(help="smollm2-135m, a transformers folder, a .gguf file, or a hub id.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
-    target: Annotated[str, typer.Option(help=f"One of: {', '.join(RECIPES)}.")] = DEFAULT_TARGET,
+    target: Annotated[
+        str, typer.Option(help=f"One of: {', '.join((*RECIPES, *NPU_TARGETS))}.")
+    ] = DEFAULT_TARGET,
     max_context: Annotated[
         int, typer.Option(help="Longest prompt and answer together, in tokens.", min=16)
     ] = 4096,
+    soc: Annotated[
+        str, typer.Option(help="NPU targets: the Qualcomm SoC, e.g. SM8550, SM8650, SM8750.")
+    ] = DEFAULT_SOC,
+    past: Annotated[
+        int, typer.Option(help="NPU targets: slots for prompt and answer together.", min=16)
+    ] = 512,
+    chunk: Annotated[
+        int, typer.Option(help="NPU targets: tokens that a prefill call takes.", min=2)
+    ] = 64,
+    simulate: Annotated[
+        int, typer.Option(help="NPU targets: cases to run on the HTP simulator.", min=0)
+    ] = 1,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Do not compare the bundle with the float model.")
     ] = False,
@@ -39,6 +54,25 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Make a device-ready bundle out of a model."""
+    if target in NPU_TARGETS:
+        from export.npu import NpuOptions
+        from export.npu_pipeline import export_npu
+        from export.npu_socs import soc as soc_of
+
+        options = NpuOptions(target=target, soc=soc_of(soc), past=past, chunk=chunk)
+        with _progress() as tell:
+            made = export_npu(
+                model,
+                out,
+                options,
+                verify=not no_verify,
+                simulate_cases=simulate,
+                replace=replace,
+                allow_pickle=allow_pickle,
+                progress=tell,
+            )
+        _result(made, as_json)
+        return
     from export.pipeline import export_bundle
 
     with _progress() as tell:
@@ -75,10 +109,23 @@ def verify(
 
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    mobile: Annotated[
+        bool, typer.Option("--mobile", help="Also: what NNAPI, CoreML and XNNPACK would take.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Show a bundle and check every checksum."""
-    _show(describe(open_bundle(bundle, force=True)) | {"checksums": "ok"}, as_json)
+    opened = open_bundle(bundle, force=True)
+    row = describe(opened) | {"checksums": "ok"}
+    if not mobile:
+        _show(row, as_json)
+        return
+    from export.mobile import table, usability
+
+    found = usability(opened)
+    _show(row | ({"mobile": found} if as_json else {}), as_json)
+    if not as_json:
+        print(table(found))
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:

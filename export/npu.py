@@ -21,10 +21,9 @@ from export.npu_blocks import BLOCK, blocks_recipe
 from export.npu_compile import Compiled, compile_graph
 from export.npu_files import save_static, write_embedding
 from export.npu_graph import Shape, StaticModel, decoder_graph, head_graph, static_model
-from export.npu_socs import DEFAULT_SOC, Soc, soc
+from export.npu_socs import DEFAULT_SOC, NPU_TARGETS, Soc, soc
 from export.tensors import TensorFile
 
-TARGETS = ("npu-qnn", "npu-qnn-w8a16")
 EMBEDDING = "embedding.bin"
 
 Progress = Callable[[str], None]
@@ -46,8 +45,10 @@ class NpuOptions:
     """False: static graphs only, for machines without the QNN plugin."""
 
     def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise UsageError("--target", "no such NPU target", got=self.target, allowed=TARGETS)
+        if self.target not in NPU_TARGETS:
+            raise UsageError(
+                "--target", "no such NPU target", got=self.target, allowed=", ".join(NPU_TARGETS)
+            )
         if self.target == "npu-qnn" and not self.soc.float16:
             raise UsageError(
                 "--soc",

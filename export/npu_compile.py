@@ -17,6 +17,7 @@ from pathlib import Path
 from edge_runtime.errors import EnvironmentFailure
 from edge_runtime.npu_manifest import Coverage
 from export.npu_socs import Soc
+from export.probe import peak_mb
 
 HTP = "QNNExecutionProvider"
 
@@ -96,17 +97,9 @@ def _child(graph: Path, context: Path, soc_name: str) -> int:
     except EnvironmentFailure as error:
         report = {"error": [error.where, error.what, error.todo]}
     report["seconds"] = round(time.monotonic() - started, 1)
-    report["peak_rss_mb"] = _peak_rss_mb()
+    report["peak_rss_mb"] = round(peak_mb(), 1)
     context.with_suffix(".json").write_text(json.dumps(report))
     return int("error" in report)
-
-
-def _peak_rss_mb() -> float:
-    # Not getrusage: its maximum survives exec, so a child would report its parent's.
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return round(int(line.split()[1]) * 1024 / 1e6, 1)
-    return 0.0
 
 
 if __name__ == "__main__":

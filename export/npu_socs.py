@@ -43,6 +43,9 @@ SOCS = (
 )
 DEFAULT_SOC = "SM8650"
 
+NPU_TARGETS = ("npu-qnn", "npu-qnn-w8a16")
+"""Export targets that are compiled for one of these."""
+
 
 def soc(name: str) -> Soc:
     """The SoC called `name` (any case). Raises `UsageError` with the nearest name."""

@@ -103,7 +103,7 @@ def export_bundle(
         )
         language.tokenizer.save(str(writer.path / TOKENIZER), pretty=False)
         (writer.path / CHAT_TEMPLATE).write_text(language.template, encoding="utf-8")
-        manifest = _manifest(source, chosen, loaded.config, language, size, context)
+        manifest = manifest_for(source, chosen, loaded.config, language, size, context)
         tell("writing the manifest", 0.4)
         manifest = writer.finish(manifest)
         report = None
@@ -157,6 +157,10 @@ def verify_existing(
 
 
 def _report(bundle: Bundle, loaded: Any, tell: Progress) -> dict[str, Any]:
+    if bundle.manifest.npu is not None:
+        from export.npu_verify import verify_npu
+
+        return verify_npu(bundle, torch_reference(loaded), progress=tell)
     tell("measuring time and memory", 0.42)
     measured = probe(bundle)
     report = verify_bundle(
@@ -208,7 +212,7 @@ def admit(parameters: int, chosen: Recipe, out: Path) -> None:
         )  # fmt: skip
 
 
-def _manifest(
+def manifest_for(
     source: ModelSource,
     chosen: Recipe,
     config: Any,
@@ -216,6 +220,7 @@ def _manifest(
     weights_bytes: int,
     context: int,
 ) -> Manifest:
+    """The manifest of a bundle under construction; its files are listed when it is finished."""
     family, _ = family_of(config)
     layers, hidden = config.num_hidden_layers, config.hidden_size
     heads = config.num_attention_heads

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,26 @@ Progress = Callable[[str, float], None]
 
 GAINS = (0.476, 1.0, 1.783)
 """One round, the plain product, and twenty rounds of the paper (docs/method.md)."""
+
+
+class Runner(Protocol):
+    """What `compare` needs of whoever runs a bundle (see `export.runner.BundleRunner`)."""
+
+    bundle: Bundle
+
+    def caches(self, rows: int, length: int) -> dict[str, Any]:
+        """Empty KV caches."""
+        ...
+
+    def hidden(
+        self, rows: Sequence[Sequence[int]], caches: dict[str, Any], past: Sequence[int] = ()
+    ) -> npt.NDArray[np.float32]:
+        """Hidden states [rows, longest, hidden] of new tokens."""
+        ...
+
+    def logits(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits [n, vocabulary] of hidden states [n, hidden]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +88,7 @@ def shipped_cases(text: Text, limit: int) -> list[Case]:
 
 
 def compare(
-    reference: Reference, runner: BundleRunner, cases: Sequence[Case], progress: Progress
+    reference: Reference, runner: Runner, cases: Sequence[Case], progress: Progress
 ) -> dict[str, Any]:
     """The quality figures of a bundle, means over the answer positions of all cases."""
     rows: list[dict[str, float]] = []
@@ -105,7 +125,7 @@ def _answers(logits: Logits, prompt: int) -> Logits:
     return log_softmax(logits[prompt - 1 : -1])
 
 
-def _bundle_logits(runner: BundleRunner, case: Case) -> list[Logits]:
+def _bundle_logits(runner: Runner, case: Case) -> list[Logits]:
     prompts = (case.aware, case.agnostic)
     rows = [prompt + case.answer for prompt in prompts]
     together = runner.bundle.manifest.branches == "together"
