@@ -160,9 +160,7 @@ class TranslatedDevice:
             candidates = self.branches.vocabulary_size
         return Load(rows=2, tokens=tokens, past=self.branches.past, candidates=candidates)
 
-    def _narrow(
-        self, candidates: CandidateSet, scores: Scores
-    ) -> tuple[CandidateSet, Scores]:
+    def _narrow(self, candidates: CandidateSet, scores: Scores) -> tuple[CandidateSet, Scores]:
         """The candidates that we have too, and our logits [2, C] of them."""
         # A model's output may be wider than its tokenizer: ids beyond it mean nothing.
         ours = np.full(len(candidates.ids), -1, np.int64)
