@@ -71,8 +71,9 @@ class Device(Protocol):
         """Forget all answer tokens from `length` on."""
         ...
 
-    def head(self, candidates: CandidateSet) -> Scores:
-        """Logits of both branches for the next position, over `candidates.ids`."""
+    def head(self, candidates: CandidateSet, position: int | None = None) -> Scores:
+        """Logits of both branches over `candidates.ids`: for the next position, or for an earlier
+        one of those in the caches."""
         ...
 
     def choose(

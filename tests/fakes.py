@@ -162,15 +162,17 @@ class FakeDevice:
         assert 0 <= length <= self.length
         del self._states[length:]
 
-    def _logits(self) -> npt.NDArray[np.float64]:
+    def _logits(self, position: int | None = None) -> npt.NDArray[np.float64]:
         assert self._ready, "head before prefill"
-        state = self._states[-1] if self._states else 7
+        position = self.length if position is None else position
+        assert 0 <= position <= self.length
+        state = self._states[position - 1] if position else 7
         agnostic = self._agnostic(state)
         return np.stack([agnostic + self._delta(_mix(state, self._context)), agnostic])
 
-    def head(self, candidates: CandidateSet) -> Scores:
+    def head(self, candidates: CandidateSet, position: int | None = None) -> Scores:
         self.heads += 1
-        scores: Scores = self._logits()[:, candidates.ids].astype(np.float32)
+        scores: Scores = self._logits(position)[:, candidates.ids].astype(np.float32)
         return scores
 
     def steered(self, candidates: CandidateSet, scores: Scores) -> npt.NDArray[np.float64]:
@@ -187,8 +189,6 @@ class FakeDevice:
     ) -> Decision:
         if scores is None:
             scores = np.zeros((2, len(candidates.ids)), np.float32)
-        else:
-            assert position == self.length, "steered with a cache of another position"
         if token is None and self.forced is not None:
             token = self.forced[position]
         if token is None:
@@ -209,6 +209,8 @@ class FakeDevice:
 
     def alone(self, position: int, base: CandidateSet | None = None) -> CandidateSet:
         assert position == self.length
+        if base is not None:
+            return self.policy(position, base, self.head(base))
         logits = self._logits()[0]
         return self._sharpened(np.arange(len(logits)), logits)
 

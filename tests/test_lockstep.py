@@ -128,10 +128,12 @@ def test_the_session_refuses_with_a_reason_and_a_way_out() -> None:
     assert refusal(Limits(answer_tokens=2)).code == "answer_too_long"
 
 
-def test_a_frame_out_of_turn_ends_in_a_refusal() -> None:
+def test_frames_that_cannot_be_used_end_in_a_refusal_not_in_ever_more_memory() -> None:
     handler = session(FakeCloud(32))
-    assert isinstance(next(handler), Receive)
-    action = handler.send(Arrival(wire.Credit(0, 3), 0.0))
+    action = next(handler)
+    for epoch in range(65):
+        assert isinstance(action, Receive)
+        action = handler.send(Arrival(wire.Extend(epoch, 0, (1,)), 0.0))
     assert isinstance(action, Send)
     assert isinstance(action.frame, wire.Refusal)
     assert action.frame.code == "out_of_turn"

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
+from cloud_sim.session.admission import out_of_turn
 from edge_runtime import wire
 from edge_runtime.schedules.actions import Action, Arrival, Receive, Timeout
+
+MOST_HELD = 64
+"""Frames kept for later because an earlier one is missing."""
 
 
 @dataclass(slots=True)
 class Mailbox:
     """Yields `Receive`; what it hands out has the epochs in order and no frame twice."""
 
-    epoch: int = 0
+    epoch: int = -1
+    """Of the last frame that was handed out; -1: nothing but an `Open` may come."""
     now_ms: float = 0.0
     """When the last event happened, on the driver's clock."""
+    _opened: list[wire.Open] = field(default_factory=list)
     _held: list[wire.Extend | wire.Credit] = field(default_factory=list)
 
     def next(self) -> Generator[Action, object, wire.Up]:
@@ -39,14 +45,22 @@ class Mailbox:
             if not isinstance(event, Arrival):
                 return wire.Close()
             self.now_ms = event.now_ms
+            if isinstance(event.frame, wire.Open):
+                if event.frame in self._opened:
+                    continue
+                self._opened.append(event.frame)
             if not isinstance(event.frame, wire.Extend | wire.Credit):
                 return event.frame
             self._held.append(event.frame)
+            if len(self._held) > MOST_HELD:
+                raise out_of_turn(event.frame, "the frames before it, or open")
             due = self._due()
         return due
 
     def _due(self) -> wire.Extend | wire.Credit | None:
         """The held frame whose turn it is; frames of epochs that have passed are dropped."""
+        if self.epoch < 0:
+            return None
         self._held = [f for f in self._held if f.epoch + isinstance(f, wire.Credit) > self.epoch]
         for frame in self._held:
             if frame.epoch == self.epoch + isinstance(frame, wire.Extend):

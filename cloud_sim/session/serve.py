@@ -127,6 +127,8 @@ def _score(talk: Talk, first: int) -> Generator[Action, Any, Logprobs]:
         tokens=len(request.tokens), past=request.keep, candidates=talk.model.vocabulary_size
     )
     logprobs: Logprobs = yield Compute("score", request, load)
+    # A cache that was built anew was fed more than what is asked about.
+    logprobs = logprobs[first - len(talk.prompt) - len(talk.answer) :]
     talk.scored += len(logprobs)
     return logprobs
 

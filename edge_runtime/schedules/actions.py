@@ -116,6 +116,9 @@ class Finish:
     """For `Transcript.notes`: what a user should know about this run, one line each."""
 
 
+Moves = Generator[Action, Any, None]
+"""A part of a schedule."""
+
 Schedule = Generator[Action, Any, Finish]
 """The device's half: emits the answer."""
 

@@ -26,6 +26,7 @@ from edge_runtime.schedules.actions import (
     Emit,
     Finish,
     Load,
+    Moves,
     Receive,
     Reconnected,
     Send,
@@ -34,6 +35,7 @@ from edge_runtime.schedules.actions import (
 from edge_runtime.schedules.deadlines import Deadline
 from edge_runtime.schedules.exchange import Predictions, Request, refused
 from edge_runtime.schedules.gates import Gate
+from edge_runtime.schedules.pace import Pace
 
 GOODBYE_MS = 1000.0
 """How long the end of an answer waits for the cloud's account of what it computed."""
@@ -56,7 +58,10 @@ class Answer:
     predictions: Predictions = field(init=False)
     counters: dict[str, float] = field(init=False)
     notes: list[str] = field(default_factory=list)
+    pace: Pace = field(default_factory=Pace)
     _opening: Callable[[], wire.Open] = field(init=False)
+    _sent: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Tokens of the last two `Extend`s, by epoch; none for an `Open`."""
     _asked: bool = False
     """Something was sent that has not been waited for yet."""
     _untold: bool = False
@@ -84,7 +89,7 @@ class Answer:
 
     # --- up ---
 
-    def open(self, mode: wire.Mode, **more: Any) -> Generator[Action, Any, None]:
+    def open(self, mode: wire.Mode, **more: Any) -> Moves:
         """Ask for the answer, or for the rest of it in another mode."""
         self._opening = lambda: self.request.open(
             mode,
@@ -95,30 +100,32 @@ class Answer:
         )
         yield from self._reopen()
 
-    def _reopen(self) -> Generator[Action, Any, None]:
+    def _reopen(self) -> Moves:
         self.known = self.position
+        self._sent = {self.epoch: ()}
         self.predictions.clear()
         yield from self._ask(self._opening())
 
-    def prefill(self) -> Generator[Action, Any, None]:
+    def prefill(self) -> Moves:
         """Both prompts through the small model, while the cloud is at its own."""
         yield Compute("prefill", self.device.prefill, self.device.load("prefill"))
 
-    def extend(self, *drafts: int) -> Generator[Action, Any, None]:
+    def extend(self, *drafts: int) -> Moves:
         """Tell the cloud what it cannot know, and what may follow (`drafts`)."""
         self.epoch += 1
         tokens = (*self.emitted[self.known :], *drafts)
         frame = wire.Extend(self.epoch, self.known, tokens)
         self.known = self.position
+        self._sent = {self.epoch - 1: self._sent.get(self.epoch - 1, ()), self.epoch: tokens}
         yield from self._ask(frame)
 
-    def credit(self, every: int) -> Generator[Action, Any, None]:
+    def credit(self, every: int) -> Moves:
         """Move the cloud's window up, at every so many tokens of the answer."""
         if self.known == self.position and self.position % every == 0:
             yield Send(wire.Credit(self.epoch, self.position))
 
-    def _ask(self, frame: wire.Up) -> Generator[Action, Any, None]:
-        yield Send(frame)
+    def _ask(self, frame: wire.Up) -> Moves:
+        self.pace.asked(self.epoch, (yield Send(frame)))
         self._asked, self._untold = True, False
 
     # --- down ---
@@ -147,7 +154,15 @@ class Answer:
                 event = yield Receive(left)
             yield from self._take(event)
 
-    def _take(self, event: Any) -> Generator[Action, Any, None]:
+    def now(self) -> Generator[Action, Any, float]:
+        """The driver's clock, ms; takes in what has arrived."""
+        while True:
+            event = yield Receive(0.0)
+            if isinstance(event, Timeout):
+                return event.now_ms
+            yield from self._take(event)
+
+    def _take(self, event: Any) -> Moves:
         if isinstance(event, Reconnected):
             self.counters["reconnections"] += 1
             yield from self._reopen()
@@ -156,7 +171,7 @@ class Answer:
             return
         frame = event.frame
         if isinstance(frame, wire.Candidates | wire.Scores):
-            self.predictions.add(frame, self.emitted)
+            self._keep(frame, event.now_ms)
             if self._untold:
                 yield from self.extend()
         elif isinstance(frame, wire.Opened):
@@ -169,8 +184,22 @@ class Answer:
                     todo="Ask again",
                 )
             self.opened = frame
+            self.pace.arrived(frame, event.now_ms)
         elif isinstance(frame, wire.Refusal):
             raise refused(frame)
+
+    def _keep(self, frame: wire.Candidates | wire.Scores, now_ms: float) -> None:
+        predictions, position = self.predictions, frame.position
+        self.pace.arrived(frame, now_ms)
+        if isinstance(frame, wire.Candidates):
+            predictions.add(position, frame.after, frame.payload, self.emitted)
+            return
+        tokens = self._sent.get(frame.epoch)
+        if tokens is None:
+            predictions.stale += len(frame.payloads)
+            return
+        for offset, payload in enumerate(frame.payloads):
+            predictions.add(position + offset, tokens[: 1 + offset], payload, self.emitted)
 
     # --- on the device ---
 
@@ -202,9 +231,11 @@ class Answer:
         return decision
 
     def _alone(self) -> Generator[Action, Any, Decision]:
-        """The aware small model's own token, with the last known prediction blended in."""
+        """The device's own token: it steers what the cloud last said of this position on another
+        way of the answer, or takes the aware branch alone."""
         yield from self.keep_up()
-        position, device, base = self.position, self.device, self.base
+        position, device = self.position, self.device
+        base = self.predictions.nearest(position)
         own: CandidateSet = yield Compute(
             "head", partial(device.alone, position, base), device.load("head")
         )
@@ -215,7 +246,7 @@ class Answer:
         nothing = float("nan")  # the cloud had no say, so there is no base to compare with
         return Decision(token, token, logprob, nothing, source="device")
 
-    def keep_up(self) -> Generator[Action, Any, None]:
+    def keep_up(self) -> Moves:
         """Whatever the small model has not seen of the answer, as one chunk."""
         device = self.device
         missing = self.emitted[device.length :]
@@ -231,14 +262,14 @@ class Answer:
 
     # --- out ---
 
-    def emit(self, decision: Decision) -> Generator[Action, Any, None]:
+    def emit(self, decision: Decision) -> Moves:
         """`decision.token` is final."""
         self.emitted.append(decision.token)
         self.counters["divergences"] += decision.diverged
         self.predictions.forget_before(self.position)
         yield Emit(decision.token, decision)
 
-    def agree(self) -> Generator[Action, Any, None]:
+    def agree(self) -> Moves:
         """The last token was the cloud's best: it knows that without being told.
 
         Unless it ends the answer for the cloud, which then does not go on by itself.

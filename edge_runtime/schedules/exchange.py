@@ -57,19 +57,19 @@ class Predictions:
     stale: int = 0
     """Predictions dropped because the answer went another way."""
     _by_position: dict[int, dict[tuple[int, ...], bytes]] = field(default_factory=dict)
+    _other_way: dict[int, bytes] = field(default_factory=dict)
 
-    def add(self, frame: wire.Candidates | wire.Scores, emitted: list[int]) -> None:
+    def add(
+        self, position: int, after: tuple[int, ...], payload: bytes, emitted: list[int]
+    ) -> None:
         """Keep what may still come true; `emitted` is the answer so far."""
-        if isinstance(frame, wire.Scores):
-            for offset, payload in enumerate(frame.payloads):
-                self._by_position.setdefault(frame.position + offset, {})[()] = payload
-            return
-        known = frame.position - len(frame.after)
-        so_far = tuple(emitted[known : frame.position])
-        if frame.position < len(emitted) or so_far != frame.after[: len(so_far)]:
+        known = position - len(after)
+        so_far = tuple(emitted[known:position])
+        if position < len(emitted) or so_far != after[: len(so_far)]:
             self.stale += 1
+            self._other_way[position] = payload
         else:
-            self._by_position.setdefault(frame.position, {})[frame.after] = frame.payload
+            self._by_position.setdefault(position, {})[after] = payload
 
     def find(self, emitted: list[int]) -> CandidateSet | None:
         """The prediction for the next position of the answer `emitted`, if it is here."""
@@ -78,11 +78,18 @@ class Predictions:
                 return self.codec.decode(payload)
         return None
 
+    def nearest(self, position: int) -> CandidateSet | None:
+        """A prediction for `position` on another way of the answer: better than none."""
+        here = [*self._by_position.get(position, {}).values(), self._other_way.get(position)]
+        return self.codec.decode(here[0]) if here[0] is not None else None
+
     def forget_before(self, position: int) -> None:
         """Drop what the answer has passed."""
-        for old in [p for p in self._by_position if p < position]:
-            del self._by_position[old]
+        for store in (self._by_position, self._other_way):
+            for old in [p for p in store if p < position]:
+                del store[old]
 
     def clear(self) -> None:
-        """Drop everything (drafts that were not taken)."""
+        """Drop everything."""
         self._by_position.clear()
+        self._other_way.clear()

@@ -11,7 +11,7 @@ max(step, round trip + cloud) + head + steer.
 from __future__ import annotations
 
 from edge_runtime.policy import Device
-from edge_runtime.schedules.actions import Schedule
+from edge_runtime.schedules.actions import Moves, Schedule
 from edge_runtime.schedules.answer import Answer
 from edge_runtime.schedules.deadlines import Deadline
 from edge_runtime.schedules.exchange import Request
@@ -29,6 +29,12 @@ def lockstep(
     answer = Answer(device, request, gate or Gate(), deadline or Deadline())
     yield from answer.open("step")
     yield from answer.prefill()
+    yield from ask_each(answer)
+    return (yield from answer.finish())
+
+
+def ask_each(answer: Answer) -> Moves:
+    """A round trip for each token to come."""
     while not answer.ended:
         base = yield from answer.prediction()
         decision = yield from answer.decide(base)
@@ -39,4 +45,3 @@ def lockstep(
             yield from answer.extend()
         if not answer.gate.closed:
             yield from answer.keep_up()
-    return (yield from answer.finish())

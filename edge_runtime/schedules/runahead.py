@@ -21,11 +21,8 @@ Only emitted tokens and their count ever go up, whatever the private context is.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any
-
 from edge_runtime.policy import Device
-from edge_runtime.schedules.actions import Action, Schedule
+from edge_runtime.schedules.actions import Moves, Schedule
 from edge_runtime.schedules.answer import Answer
 from edge_runtime.schedules.deadlines import Deadline
 from edge_runtime.schedules.exchange import Request
@@ -61,7 +58,7 @@ def runahead(
     return (yield from answer.finish())
 
 
-def follow(answer: Answer, window: int, until: int | None = None) -> Generator[Action, Any, None]:
+def follow(answer: Answer, window: int, until: int | None = None) -> Moves:
     """Steer what the cloud streams, to the end of the answer or to position `until`."""
     credit_every = max(1, min(CREDIT_EVERY, window // 2)) if window else CREDIT_EVERY
     while not answer.ended and (until is None or answer.position < until):
