@@ -27,9 +27,9 @@ BEST = 64
 
 
 class Rows:
-    """Left-padded sequences that grow by one token each."""
+    """Left-padded sequences that grow by one token each; each prompt in `times` rows."""
 
-    def __init__(self, loaded: Loaded, prompts: list[list[int]]) -> None:
+    def __init__(self, loaded: Loaded, prompts: list[list[int]], times: int) -> None:
         self.model = loaded.model
         longest = max(map(len, prompts))
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -42,6 +42,9 @@ class Rows:
         for begin in range(0, longest, 128):
             end = min(longest, begin + 128)
             self.logits = self._run(ids[:, begin:end], self.mask[:, :end], positions[:, begin:end])
+        self.cache.batch_repeat_interleave(times)
+        self.mask = self.mask.repeat_interleave(times, 0)
+        self.logits = self.logits.repeat_interleave(times, 0)
 
     def push(self, tokens: list[int]) -> None:
         """One token more for each."""
@@ -68,10 +71,10 @@ def record(
 ) -> dict[str, dict[str, Any]]:
     """Answers to `cases` (id, query, note) at each gain, as arrays by position."""
     jobs = [(case, gain) for case in cases for gain in gains]
-    prompts = [cloud.text.prompts(query, note) for (_, query, note), _ in jobs]
-    base = Rows(cloud, [list(p.agnostic) for p in prompts])
-    aware = Rows(small, [list(p.aware) for p in prompts])
-    agnostic = Rows(small, [list(p.agnostic) for p in prompts])
+    prompts = [cloud.text.prompts(query, note) for _, query, note in cases]
+    base = Rows(cloud, [list(p.agnostic) for p in prompts], len(gains))
+    aware = Rows(small, [list(p.aware) for p in prompts], len(gains))
+    agnostic = Rows(small, [list(p.agnostic) for p in prompts], len(gains))
     kept: list[dict[str, list[Any]]] = [
         {name: [] for name in ("tokens", "ids", "logprobs", "scores", "own_ids", "own_logprobs")}
         for _ in jobs
@@ -105,7 +108,8 @@ def record(
     recorded = {}
     for row, ((case, query, _), gain) in enumerate(jobs):
         arrays = {name: np.array(values) for name, values in kept[row].items()}
-        lengths = np.array([len(prompts[row].agnostic), len(prompts[row].aware)])
+        prompt = prompts[row // len(gains)]
+        lengths = np.array([len(prompt.agnostic), len(prompt.aware)])
         recorded[f"{case}@{gain:g}"] = {**arrays, "gain": gain, "prompts": lengths, "query": query}
     return recorded
 
@@ -119,7 +123,7 @@ def main() -> None:
     options.add_argument("--cases", type=int, default=40)
     options.add_argument("--tokens", type=int, default=128)
     options.add_argument("--gains", type=float, nargs="+", default=[0.4761904762, 1.0])
-    options.add_argument("--at-once", type=int, default=10, help="cases in one batch")
+    options.add_argument("--at-once", type=int, default=8, help="cases in one batch")
     chosen = options.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     cases = []
@@ -127,8 +131,10 @@ def main() -> None:
         case = json.loads(line)
         query = case["input"].strip()
         note = case["personalized_input"].rstrip().removesuffix(query).rstrip()
-        cases.append((case["id"], query, note))
+        if not all((chosen.out / f"{case['id']}@{gain:g}.npz").exists() for gain in chosen.gains):
+            cases.append((case["id"], query, note))
     cloud, small = load(chosen.cloud, dtype="bfloat16"), load(chosen.device, dtype="bfloat16")
+    print(f"{len(cases)} cases to record", flush=True)
     for begin in range(0, len(cases), chosen.at_once):
         began = time.perf_counter()
         some = cases[begin : begin + chosen.at_once]
