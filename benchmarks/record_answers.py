@@ -2,11 +2,11 @@
 
     python -m benchmarks.record_answers --cloud LARGE --device SMALL --data X.jsonl --out DIR
 
-Greedy, `softmax(L + gain * D)` over the cloud's 64 best tokens, both models in bfloat16. For each
-position the recording keeps all that any schedule may ask on the way of the answer: the cloud's 64
-best, both rows of the small model over these, and the aware row's own 64 best. Answers are made
-many at once (padded batches), which sums in another order than one at a time would: the recording
-is the reference, so near ties do not matter to what is replayed.
+Greedy, `softmax(L + gain * D)` over the cloud's 64 best tokens. For each position the recording
+keeps what any schedule may ask on the way of the answer: the cloud's 64 best, both rows of the
+small model over these, and the aware row's own 64 best. Several answers are made in one pass, as
+rows of one sequence that do not see each other. That sums in another order than one at a time
+would, but the recording is the reference: all that is replayed from it is exact.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,97 +22,138 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from cloud_sim.live.load import Loaded, load
+from cloud_sim.live.load import load
 
 BEST = 64
 
 
-class Rows:
-    """Left-padded sequences that grow by one token each; each prompt in `times` rows."""
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Keys and values [layers, heads, n, size] of a prompt, and its last hidden state."""
 
-    def __init__(self, loaded: Loaded, prompts: list[list[int]], times: int) -> None:
-        self.model = loaded.model
-        longest = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        self.mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            self.mask[row, longest - len(prompt) :] = 1
+    keys: torch.Tensor
+    values: torch.Tensor
+    hidden: torch.Tensor
+
+
+def prefill(model: Any, ids: list[int]) -> Prompt:
+    """One prompt through `model`."""
+    cache = DynamicCache()
+    hidden = model.model(torch.tensor([ids]), past_key_values=cache, use_cache=True)
+    return Prompt(
+        torch.stack([layer.keys[0] for layer in cache.layers]),
+        torch.stack([layer.values[0] for layer in cache.layers]),
+        hidden.last_hidden_state[0, -1],
+    )
+
+
+class Packed:
+    """Answers to `prompts` as rows of one sequence; row r goes on from prompt `of[r]`."""
+
+    def __init__(self, model: Any, prompts: list[Prompt], of: list[int]) -> None:
+        self.model = model
         self.cache = DynamicCache()
-        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-        for begin in range(0, longest, 128):
-            end = min(longest, begin + 128)
-            self.logits = self._run(ids[:, begin:end], self.mask[:, :end], positions[:, begin:end])
-        self.cache.batch_repeat_interleave(times)
-        self.mask = self.mask.repeat_interleave(times, 0)
-        self.logits = self.logits.repeat_interleave(times, 0)
+        for layer in range(len(prompts[0].keys)):
+            keys = torch.cat([p.keys[layer] for p in prompts], 1)[None].to(model.dtype)
+            values = torch.cat([p.values[layer] for p in prompts], 1)[None].to(model.dtype)
+            self.cache.update(keys, values, layer)
+        lengths = [p.keys.shape[2] for p in prompts]
+        ends = np.cumsum(lengths)
+        self.mask = torch.zeros(len(of), int(ends[-1]), dtype=torch.bool)
+        for row, prompt in enumerate(of):
+            self.mask[row, ends[prompt] - lengths[prompt] : ends[prompt]] = True
+        self.positions = torch.tensor([[lengths[prompt] for prompt in of]])
+        self.logits = self._head(torch.stack([prompts[prompt].hidden for prompt in of]))
 
     def push(self, tokens: list[int]) -> None:
-        """One token more for each."""
-        ids = torch.tensor(tokens)[:, None]
-        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
-        self.logits = self._run(ids, self.mask, self.mask.sum(-1, keepdim=True) - 1)
+        """One token more for each row."""
+        dtype = self.model.dtype
+        self.mask = torch.cat([self.mask, torch.eye(len(tokens), dtype=torch.bool)], 1)
+        hidden = torch.zeros(1, 1, *self.mask.shape, dtype=dtype)
+        out = self.model.model(
+            torch.tensor([tokens]),
+            attention_mask=hidden.masked_fill(~self.mask, torch.finfo(dtype).min),
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.positions = self.positions + 1
+        self.logits = self._head(out.last_hidden_state[0])
 
-    def _run(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            out = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        logits: torch.Tensor = out.logits[:, -1].float()
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model.lm_head(hidden.to(self.model.dtype)).float()
         return logits
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One answer to be made."""
+
+    name: str
+    gain: float
+    query: str
+    agnostic: Prompt
+    """The cloud's."""
+    small: tuple[Prompt, Prompt]
+    """The small model's: aware, agnostic."""
+
+
+FIELDS = ("tokens", "ids", "logprobs", "scores", "own_ids", "own_logprobs")
+
+
+@torch.inference_mode()
 def record(
-    cloud: Loaded, small: Loaded, cases: list[tuple[str, str, str]], gains: list[float], tokens: int
+    cloud: Any, small: Any, jobs: list[Job], tokens: int, end_ids: tuple[int, ...]
 ) -> dict[str, dict[str, Any]]:
-    """Answers to `cases` (id, query, note) at each gain, as arrays by position."""
-    jobs = [(case, gain) for case in cases for gain in gains]
-    prompts = [cloud.text.prompts(query, note) for _, query, note in cases]
-    base = Rows(cloud, [list(p.agnostic) for p in prompts], len(gains))
-    aware = Rows(small, [list(p.aware) for p in prompts], len(gains))
-    agnostic = Rows(small, [list(p.agnostic) for p in prompts], len(gains))
-    kept: list[dict[str, list[Any]]] = [
-        {name: [] for name in ("tokens", "ids", "logprobs", "scores", "own_ids", "own_logprobs")}
-        for _ in jobs
-    ]
-    done = [False] * len(jobs)
-    for _ in range(tokens):
-        own = torch.log_softmax(aware.logits, -1).topk(BEST)
+    """The answers, as arrays by position."""
+    count = len(jobs)
+    shared = list(dict.fromkeys(id(job.agnostic) for job in jobs))
+    of = [shared.index(id(job.agnostic)) for job in jobs]
+    firsts = [jobs[of.index(prompt)] for prompt in range(len(shared))]
+    base = Packed(cloud, [job.agnostic for job in firsts], of)
+    both = [job.small[branch] for branch in (0, 1) for job in firsts]
+    rows = Packed(small, both, [*of, *(prompt + len(shared) for prompt in of)])
+    kept: list[dict[str, list[Any]]] = [{name: [] for name in FIELDS} for _ in jobs]
+    done = [False] * count
+    next_tokens: list[int] = []
+    for step in range(tokens):
+        if step:
+            base.push(next_tokens)
+            rows.push(next_tokens * 2)
+        own = torch.log_softmax(rows.logits[:count], -1).topk(BEST)
         best = torch.log_softmax(base.logits, -1).topk(BEST)
         next_tokens = []
-        for row, (_, gain) in enumerate(jobs):
+        for row, job in enumerate(jobs):
             ids, order = best.indices[row].sort()
             logprobs = best.values[row][order].half()
-            scores = torch.stack([aware.logits[row][ids], agnostic.logits[row][ids]])
-            steered = logprobs.float() + gain * (scores[0] - scores[1])
-            token = int(ids[int(steered.argmax())])
-            next_tokens.append(token)
+            scores = torch.stack([rows.logits[row][ids], rows.logits[row + count][ids]])
+            steered = logprobs.float() + job.gain * (scores[0] - scores[1])
+            next_tokens.append(int(ids[int(steered.argmax())]))
             if done[row]:
                 continue
-            into = kept[row]
-            into["tokens"].append(token)
-            into["ids"].append(ids.numpy().astype(np.uint32))
-            into["logprobs"].append(logprobs.numpy())
-            into["scores"].append(scores.numpy())
-            into["own_ids"].append(own.indices[row].numpy().astype(np.uint32))
-            into["own_logprobs"].append(own.values[row].numpy().astype(np.float16))
-            done[row] = token in cloud.end_ids
+            values = (next_tokens[-1], ids, logprobs, scores, own.indices[row], own.values[row])
+            for name, value in zip(FIELDS, values, strict=True):
+                kept[row][name].append(np.asarray(value))
+            done[row] = next_tokens[-1] in end_ids
         if all(done):
             break
-        for rows in (base, aware, agnostic):
-            rows.push(next_tokens)
-    recorded = {}
-    for row, ((case, query, _), gain) in enumerate(jobs):
-        arrays = {name: np.array(values) for name, values in kept[row].items()}
-        prompt = prompts[row // len(gains)]
-        lengths = np.array([len(prompt.agnostic), len(prompt.aware)])
-        recorded[f"{case}@{gain:g}"] = {**arrays, "gain": gain, "prompts": lengths, "query": query}
-    return recorded
+    return {
+        job.name: {
+            **{name: np.array(values) for name, values in kept[row].items()},
+            "gain": np.array(job.gain),
+            "prompts": np.array([job.agnostic.keys.shape[2], job.small[0].keys.shape[2]]),
+            "query": np.array(job.query),
+        }
+        for row, job in enumerate(jobs)
+    }
+
+
+def save(folder: Path, name: str, arrays: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{name}.npz"
+    np.savez_compressed(temporary, **arrays)
+    temporary.rename(folder / f"{name}.npz")
 
 
 def main() -> None:
@@ -122,29 +164,35 @@ def main() -> None:
     options.add_argument("--out", type=Path, required=True)
     options.add_argument("--cases", type=int, default=40)
     options.add_argument("--tokens", type=int, default=128)
+    options.add_argument("--note-tokens", type=int, default=500, help="longer notes are cut")
     options.add_argument("--gains", type=float, nargs="+", default=[0.4761904762, 1.0])
-    options.add_argument("--at-once", type=int, default=8, help="cases in one batch")
+    options.add_argument("--at-once", type=int, default=5, help="cases in one pass")
+    options.add_argument("--dtype", default="float16")
     chosen = options.parse_args()
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    cases = []
-    for line in chosen.data.read_text(encoding="utf-8").splitlines()[: chosen.cases]:
-        case = json.loads(line)
-        query = case["input"].strip()
-        note = case["personalized_input"].rstrip().removesuffix(query).rstrip()
-        if not all((chosen.out / f"{case['id']}@{gain:g}.npz").exists() for gain in chosen.gains):
-            cases.append((case["id"], query, note))
-    cloud, small = load(chosen.cloud, dtype="bfloat16"), load(chosen.device, dtype="bfloat16")
-    print(f"{len(cases)} cases to record", flush=True)
-    for begin in range(0, len(cases), chosen.at_once):
-        began = time.perf_counter()
-        some = cases[begin : begin + chosen.at_once]
-        for name, arrays in record(cloud, small, some, chosen.gains, chosen.tokens).items():
-            temporary = chosen.out / f".{name}.npz"
-            np.savez_compressed(temporary, **arrays)
-            temporary.rename(chosen.out / f"{name}.npz")
-        print(
-            f"cases {begin} to {begin + len(some)}: {time.perf_counter() - began:.0f} s", flush=True
-        )
+    cloud, small = (load(name, dtype=chosen.dtype) for name in (chosen.cloud, chosen.device))
+    lines = chosen.data.read_text(encoding="utf-8").splitlines()[: chosen.cases]
+    for begin in range(0, len(lines), chosen.at_once):
+        began, jobs = time.perf_counter(), []
+        for line in lines[begin : begin + chosen.at_once]:
+            case = json.loads(line)
+            query = case["input"].strip()
+            note = case["personalized_input"].rstrip().removesuffix(query).rstrip()
+            note = small.text.decode(small.text.encode(note)[: chosen.note_tokens])
+            ids = cloud.text.prompts(query, note)
+            with torch.inference_mode():
+                agnostic = prefill(cloud.model, list(ids.agnostic))
+                both = (
+                    prefill(small.model, list(ids.aware)),
+                    prefill(small.model, list(ids.agnostic)),
+                )
+            jobs += [
+                Job(f"{case['id']}@{gain:.3g}", gain, query, agnostic, both)
+                for gain in chosen.gains
+            ]
+        made = record(cloud.model, small.model, jobs, chosen.tokens, cloud.end_ids)
+        for name, arrays in made.items():
+            save(chosen.out, name, arrays)
+        print(f"case {begin} to {begin + chosen.at_once}: {time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":

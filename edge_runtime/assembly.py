@@ -11,7 +11,9 @@ from edge_runtime.errors import UsageError, did_you_mean
 from edge_runtime.policy import Device
 from edge_runtime.sampling import GREEDY, Sampler
 from edge_runtime.schedules.actions import Schedule
+from edge_runtime.schedules.auto import auto
 from edge_runtime.schedules.deadlines import Deadline, OnLate
+from edge_runtime.schedules.draft import draft
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.gates import gate
 from edge_runtime.schedules.lockstep import lockstep
@@ -24,12 +26,19 @@ if TYPE_CHECKING:
 
 AnyDevice = SteeredDevice | CloudOnlyDevice
 
-SCHEDULES: Mapping[str, Callable[..., Schedule]] = {"lockstep": lockstep, "runahead": runahead}
+SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
+    "lockstep": lockstep,
+    "runahead": runahead,
+    "draft": draft,
+    "auto": auto,
+}
 """By the name that `--schedule` takes."""
 
 _TAKES: Mapping[str, frozenset[str]] = {
     "lockstep": frozenset(),
     "runahead": frozenset({"window", "branches", "depth"}),
+    "draft": frozenset({"draft_tokens"}),
+    "auto": frozenset(),
 }
 """Which of `Plan`'s numbers mean something to which schedule."""
 

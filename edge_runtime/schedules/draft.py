@@ -24,11 +24,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from edge_runtime.candidates import CandidateSet, draw
+from edge_runtime.errors import UsageError
 from edge_runtime.policy import Decision, Device
 from edge_runtime.schedules.actions import Action, Compute, Load, Moves, Schedule
 from edge_runtime.schedules.answer import Answer
 from edge_runtime.schedules.deadlines import Deadline
 from edge_runtime.schedules.exchange import Request
+from edge_runtime.schedules.gates import Gate
 
 MOST_DRAFTS = 16
 Source: TypeAlias = Literal["aware", "steered"]
@@ -83,14 +85,35 @@ def draft(
     device: Device,
     request: Request,
     *,
-    tokens: int = 0,
+    draft_tokens: int = 0,
+    gate: Gate | None = None,
     deadline: Deadline | None = None,
 ) -> Schedule:
-    """Emit at most `request.max_tokens` tokens, `tokens` drafts a round trip (0: it adapts)."""
-    answer = Answer(device, request, deadline=deadline or Deadline())
+    """Emit at most `request.max_tokens` tokens, `draft_tokens` a round trip (0: it adapts).
+
+    Raises `UsageError` for a gate and for a deadline: the device has run its passes before the
+    cloud says how sure it is, and a draft that is late is of no use to anyone.
+    """
+    if gate is not None and gate.name != "none":
+        raise UsageError(
+            "gate",
+            "drafts leave nothing for a gate to save",
+            got=gate.name,
+            allowed="none",
+            todo="Use another schedule with gates",
+        )
+    if deadline is not None and deadline.on_late != "wait":
+        raise UsageError(
+            "on-late",
+            "drafts wait for the cloud",
+            got=deadline.on_late,
+            allowed="wait",
+            todo="Use another schedule with deadlines",
+        )
+    answer = Answer(device, request)
     yield from answer.open("score")
     yield from answer.prefill()
-    yield from guess_and_check(answer, Drafter(tokens))
+    yield from guess_and_check(answer, Drafter(draft_tokens))
     return (yield from answer.finish())
 
 
@@ -146,9 +169,7 @@ def _check(
     line = answer.counters["reconnections"]
     for kept, guess in enumerate([*drafts, None]):
         base = yield from answer.prediction()
-        if base is None:
-            yield from answer.emit((yield from answer.decide(None)))
-            return kept
+        assert base is not None, "drafts wait"
         decision = yield from _judge(answer, base, guess)
         held = guess is not None and decision.token == guess.token
         if not held:
