@@ -55,6 +55,7 @@ VERBS: tuple[Verb, ...] = (
     Verb("verify", "export.cli:verify", "Compare a bundle with its float model.", "export"),
     Verb("inspect", "export.cli:inspect", "Show a bundle and check every checksum."),
     Verb("generate", "edge_runtime.cli:generate", "Answer a query, steered by a private note."),
+    Verb("context", "edge_runtime.cli_context:app", "Keep private notes ready on this device."),
     Verb("profile", "edge_runtime.cli_profile:profile", "Measure a bundle on this machine."),
     Verb("serve", "cloud_sim.cli:serve", "Run the cloud model's server.", "cloud"),
     Verb(

@@ -126,9 +126,16 @@ def device_for(
     prompts = text.prompts(query, context)
     if branches is None:
         from edge_runtime.branches import open_branches
+        from edge_runtime.budget import admit
+        from edge_runtime.snapshot import users_shelf
 
         longest = max(len(prompts.aware), len(prompts.agnostic))
-        branches = open_branches(bundle, max_length=longest + max_tokens, threads=threads)
+        length = longest + max_tokens
+        if length <= bundle.manifest.architecture.max_context:
+            admit(bundle, length)
+        branches = open_branches(
+            bundle, max_length=length, threads=threads, notes=users_shelf()
+        )
     return SteeredDevice(branches, prompts, rule, sampler, ends)
 
 

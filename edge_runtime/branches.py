@@ -14,7 +14,7 @@ choice of lengths (`edge_runtime.budget`), NPU bundles (`edge_runtime.npu_branch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,7 @@ from edge_runtime.steering import AGNOSTIC, AWARE
 if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
     from edge_runtime.device import Branches
+    from edge_runtime.snapshot import Shelf
 
 CHUNK = 128
 """Tokens of a prefill call: measured 10 % faster than 512 at once, and a third of its memory."""
@@ -36,10 +37,17 @@ ROWS = (AWARE, AGNOSTIC)
 _F32 = np.dtype(np.float32).itemsize
 
 
-def open_branches(bundle: Bundle, *, max_length: int | None = None, threads: int = 1) -> Branches:
+def open_branches(
+    bundle: Bundle,
+    *,
+    max_length: int | None = None,
+    threads: int = 1,
+    notes: Shelf | None = None,
+) -> Branches:
     """The branches of `bundle`, on the CPU or, for an NPU bundle, on what it was made for.
 
     `max_length`: prompt and answer together, in tokens (None: all that the model can take).
+    `notes`: where a private note may be kept already (CPU only).
     """
     length = bundle.manifest.architecture.max_context if max_length is None else max_length
     if bundle.manifest.npu is not None:
@@ -47,7 +55,9 @@ def open_branches(bundle: Bundle, *, max_length: int | None = None, threads: int
 
         npu: Branches = NpuBranches.open(bundle, max_length=length, threads=threads)
         return npu
-    return TwoBranches.open(bundle, max_length=length, threads=threads)
+    branches = TwoBranches.open(bundle, max_length=length, threads=threads)
+    branches.notes = notes
+    return branches
 
 
 class TwoBranches:
@@ -71,6 +81,8 @@ class TwoBranches:
         self._decoder = open_session(bundle.decoder, threads=threads)
         self._heads: dict[str, Binding] = {}
 
+        self.notes: Shelf | None = None
+        """Where a note's keys and values may be found, so that they need no prefill."""
         self._prompt = [0, 0]
         self._length = 0
         self._ready = False
@@ -140,7 +152,7 @@ class TwoBranches:
         self._ready = False
         self._length = 0
         self._prompt = [len(aware), len(agnostic)]
-        start = self.recalled(aware[:note]) if note else 0
+        start = self._recall(aware[:note]) if self.notes is not None and note < len(aware) else 0
         for row, ids, past in ((AWARE, aware, start), (AGNOSTIC, agnostic, 0)):
             cut = note if row == AWARE and past < note < len(ids) else len(ids)
             self._run_row(row, ids[past:cut], past)
@@ -149,9 +161,20 @@ class TwoBranches:
             self._hidden[0, row] = self._chunk_hidden[self._last]
         self._ready = True
 
-    def recalled(self, note: Sequence[int]) -> int:
-        """How many tokens of `note` a snapshot has put into the aware row: none, here."""
-        return 0
+    def note_blocks(self, note: int) -> Iterator[npt.NDArray[np.float32]]:
+        """The aware row's first `note` tokens: keys and values by layer, for a snapshot."""
+        self._check_ready()
+        for buffer in self._kv.values():
+            yield buffer[AWARE, :, :note]
+
+    def _recall(self, note: Sequence[int]) -> int:
+        """Put a kept note into the aware row; how many tokens of it are there now."""
+        kept = self.notes.find(self.bundle, note) if self.notes is not None and note else None
+        if kept is None:
+            return 0
+        for buffer, block in zip(self._kv.values(), kept, strict=True):
+            buffer[AWARE, :, : len(note)] = block
+        return len(note)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append answer tokens to both rows; one token is one call for both rows."""
