@@ -133,9 +133,7 @@ def device_for(
         length = longest + max_tokens
         if length <= bundle.manifest.architecture.max_context:
             admit(bundle, length)
-        branches = open_branches(
-            bundle, max_length=length, threads=threads, notes=users_shelf()
-        )
+        branches = open_branches(bundle, max_length=length, threads=threads, notes=users_shelf())
     return SteeredDevice(branches, prompts, rule, sampler, ends)
 
 

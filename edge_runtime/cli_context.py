@@ -64,10 +64,11 @@ def list_notes(as_json: Json = False) -> None:
 
     shelf = users_shelf()
     entries = shelf.entries()
+    sizes = [(shelf.folder / entry.file).stat().st_size / 1e6 for entry in entries]
     lines = [
-        f"{entry.name}  {entry.tokens} tokens, {(shelf.folder / entry.file).stat().st_size / 1e6:.1f} MB"
+        f"{entry.name}  {entry.tokens} tokens, {size:.1f} MB"
         f"{', encrypted' if entry.encrypted else ''}"
-        for entry in entries
+        for entry, size in zip(entries, sizes, strict=True)
     ]
     _say(
         as_json,
