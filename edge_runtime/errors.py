@@ -37,6 +37,11 @@ class CosteerError(Exception):
         self.todo = todo
         super().__init__(str(self))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # By its parts: workers in other processes send errors home, and the constructor takes
+        # more than the one text that an exception is otherwise rebuilt from.
+        return _rebuilt, (type(self), dict(self.__dict__), str(self))
+
     def __str__(self) -> str:
         parts = []
         if self.got is not None:
@@ -50,6 +55,12 @@ class CosteerError(Exception):
         if self.todo:
             line += f" {self.todo}" if self.todo.endswith((".", "?")) else f" {self.todo}."
         return " ".join(line.split())
+
+
+def _rebuilt(kind: type[CosteerError], parts: dict[str, object], line: str) -> CosteerError:
+    error = kind.__new__(kind, line)
+    error.__dict__.update(parts)
+    return error
 
 
 class UsageError(CosteerError):

@@ -26,6 +26,7 @@ from pydantic import BeforeValidator, Field
 
 from edge_runtime.checked import Checked, check, toml
 from edge_runtime.errors import SpecError, UsageError, did_you_mean
+from scenarios.datasets import Case, read
 
 T = TypeVar("T")
 Name = Annotated[str, Field(min_length=1)]
@@ -81,6 +82,9 @@ class CaseTable(Checked):
     query: str = ""
     context: str = ""
     dataset: str = ""
+    """A data set's name (`scenarios.datasets`), or a .jsonl file of one's own notes."""
+    file: str = ""
+    """Where a data set that does not ship is, relative to the scenario's folder."""
     limit: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -105,15 +109,6 @@ class ScenarioTable(Checked):
     network: NetworkTable = NetworkTable()
     answer: AnswerTable = AnswerTable()
     fleet: FleetTable | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A public query and the private note it is answered with."""
-
-    id: str
-    query: str
-    context: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +151,6 @@ class Scenario:
     max_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
-    where: str = ""
-    dataset: str = ""
-    limit: int | None = None
     fleet: FleetTable | None = None
     varied: tuple[str, ...] = field(default=())
     """Axes with more than one value."""
@@ -228,17 +220,22 @@ def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario
         name=table.name,
         about=table.about,
         measure=table.measure,
-        cases=(Case("case", case.query, case.context),) if case.query else (),
+        cases=_cases(case, Path(where).parent),
         axes=axes,
         max_tokens=table.answer.max_tokens,
         temperature=table.answer.temperature,
         top_p=table.answer.top_p,
-        where=where,
-        dataset=case.dataset,
-        limit=case.limit,
         fleet=table.fleet,
         varied=tuple(name for name, values in axes.items() if len(values) > 1),
     )
+
+
+def _cases(table: CaseTable, folder: Path) -> tuple[Case, ...]:
+    if table.dataset:
+        path = folder / table.file if table.file else None
+        return tuple(read(table.dataset, path, table.limit))
+    aware = f"{table.context}\n\n{table.query}" if table.context else table.query
+    return (Case("case", table.query, table.context, aware),)
 
 
 def _apply(content: dict[str, Any], setting: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,22 +108,25 @@ def answer_of(cell: Cell) -> tuple[Any, ...]:
     )
 
 
-_models: Any = None
+_measures: dict[str, Any] = {}
 
 
 def run_group(group: Group, folder: str) -> list[str]:
-    """The real worker: models are opened once a process, and answers recorded once a group."""
-    global _models
-    from scenarios.measures import run_cells
-    from scenarios.models import LocalModels
+    """The real worker: what it opens stays open for the next group in the same process."""
+    from scenarios.measures import Measures
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if _models is None:
-        _models = LocalModels(Path(folder) / "tapes")
+    if folder not in _measures:
+        _measures.clear()
+        _measures[folder] = Measures(Path(folder))
+    return put(group, _measures[folder].run([cell for _, cell in group]), folder)
+
+
+def put(group: Group, results: Iterable[dict[str, Any]], folder: str) -> list[str]:
+    """Keep each result as soon as it is there; their keys."""
     store = Store(Path(folder))
-    for (key, _), result in zip(group, run_cells([c for _, c in group], _models), strict=True):
+    for (key, _), result in zip(group, results, strict=True):
         store.put(key, result)
-        _models.keep()
     return [key for key, _ in group]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import pickle
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 import typer
 
 import costeer
-from edge_runtime.errors import BundleError, UsageError
+from edge_runtime.errors import BundleError, CosteerError, Refused, UsageError
 
 
 def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -130,6 +131,21 @@ def test_every_failure_is_one_line_and_a_code(
     fails(monkeypatch, error)
     assert costeer.run(["inspect"]) == code
     assert capsys.readouterr().err == line + "\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UsageError("--gain", "not a number", got="big", allowed="0 or more", todo="Try 1"),
+        Refused("cloud", "too long", code="prompt_too_long", got=9, allowed=5),
+    ],
+)
+def test_an_error_from_another_process_is_the_same_line(error: CosteerError) -> None:
+    there = pickle.loads(pickle.dumps(error))
+    assert type(there) is type(error)
+    assert str(there) == str(error)
+    assert there.exit_code == error.exit_code
+    assert vars(there) == vars(error)
 
 
 def test_the_traceback_is_there_for_who_asks(
