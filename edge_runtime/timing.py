@@ -38,7 +38,16 @@ class Parts:
     @property
     def total(self) -> float:
         """Sum of all parts, ms."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        return (
+            self.device
+            + self.steer
+            + self.uplink
+            + self.queue
+            + self.cloud
+            + self.downlink
+            + self.wait
+            + self.host
+        )
 
     def add(self, other: Parts) -> None:
         """Add `other`, part by part."""

@@ -32,12 +32,10 @@ class Cache:
 
         What it holds already is not computed again, except the tokens to predict after.
         """
-        keep = first
-        for index, (have, want) in enumerate(zip(self.tokens, tokens[:first], strict=False)):
-            if have != want:
-                keep = index
-                break
-        keep = min(keep, len(self.tokens))
+        keep = min(first, len(self.tokens))
+        if self.tokens[:keep] != list(tokens[:keep]):  # rare: look for where only then
+            pairs = zip(self.tokens, tokens, strict=False)
+            keep = next(i for i, (have, want) in enumerate(pairs) if have != want)
         self.tokens = list(tokens)
         new = tuple(tokens[keep:])
         every = len(tokens) - first > 1

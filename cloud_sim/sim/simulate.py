@@ -43,6 +43,9 @@ from edge_runtime.wire import Stamp
 
 Process = Generator[simpy.Event, Any, Any]
 
+STAMP_BYTES = len(Stamp().pack())
+"""What a stamp adds to a frame: both have the same two bytes of MessagePack before them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Labels:
@@ -167,6 +170,8 @@ class Exchange:
         env.process(self._cloud())
         asked = False
         reply: Any = None
+        # Work is charged when the clock next matters: one event for a head, a step and a steer.
+        ahead = 0.0
         while True:
             try:
                 action = schedule.send(reply)
@@ -176,10 +181,21 @@ class Exchange:
             if isinstance(action, Compute):
                 reply = action.work()
                 spent = costs.ms(action.kind, action.load)
-                if spent > 0:
-                    yield env.timeout(spent)
+                ahead += spent
                 clock.computed(action.kind, spent)
-            elif isinstance(action, Receive):
+                continue
+            if isinstance(action, Emit):
+                now_ms = env.now + ahead
+                record = TokenRecord(
+                    action.token, now_ms - start_ms, clock.emit(now_ms), action.decision
+                )
+                transcript.records.append(record)
+                reply = None
+                continue
+            if ahead > 0:
+                yield env.timeout(ahead)
+                ahead = 0.0
+            if isinstance(action, Receive):
                 began = env.now
                 if not inbox.frames and action.deadline_ms != 0:
                     yield from inbox.wait(action.deadline_ms)
@@ -187,31 +203,27 @@ class Exchange:
                     clock.waited(env.now - began)
                     reply = Timeout(env.now)
                     continue
-                frame, arrived = inbox.frames.popleft()
-                clock.received(began, env.now, arrived, Stamp.unpack(getattr(frame, "stamp", b"")))
+                (frame, stamp), arrived = inbox.frames.popleft()
+                clock.received(began, env.now, arrived, stamp)
                 if asked and env.now > began:
                     transcript.round_trips += 1
                 asked = False
                 reply = Arrival(frame, arrived)
-            elif isinstance(action, Emit):
-                record = TokenRecord(
-                    action.token, env.now - start_ms, clock.emit(env.now), action.decision
-                )
-                transcript.records.append(record)
-                reply = None
             else:
                 reply = env.now
-                self._send_up(action, clock)
-                asked = asked or isinstance(action.frame, wire.Open | wire.Extend)
+                asked = self._send_up(action.frame, clock) or asked
 
-    def _send_up(self, action: Send, clock: TokenClock) -> None:
-        frame, now_ms, inbox = action.frame, self._env.now, self._cloud_inbox
-        if isinstance(frame, wire.Open | wire.Extend):
-            clock.sent(now_ms)
+    def _send_up(self, frame: wire.Frame, clock: TokenClock) -> bool:
+        """Onto the uplink; whether the frame asks for an answer."""
+        now_ms, inbox = self._env.now, self._cloud_inbox
         size = len(wire.encode(frame, self._pad_to))
         self.transcript.uplink_bytes += size
         self.transcript.uplink_frames += 1
         self._up.send(now_ms, size, lambda: inbox.put(frame))
+        asks = isinstance(frame, wire.Open | wire.Extend)
+        if asks:
+            clock.sent(now_ms)
+        return asks
 
     def _cloud(self) -> Process:
         """The cloud's half, as a SimPy process."""
@@ -234,8 +246,7 @@ class Exchange:
                         reply = Arrival(frame, received_ms)
                     else:
                         reply = Timeout(env.now)
-                else:
-                    assert isinstance(action, Send)
+                elif isinstance(action, Send):
                     reply = env.now
                     stamp = Stamp(
                         received_us=round(received_ms * 1e3),
@@ -244,7 +255,7 @@ class Exchange:
                         sent_us=round(env.now * 1e3),
                     )
                     queue_ms = compute_ms = 0.0
-                    self._send_down(wire.stamped(cast(wire.Down, action.frame), stamp))
+                    self._send_down(cast(wire.Down, action.frame), stamp)
         except StopIteration:
             pass
         except Exception as error:
@@ -252,16 +263,21 @@ class Exchange:
         finally:
             engine.leave(self)
 
-    def _send_down(self, frame: wire.Down) -> None:
-        size = len(wire.encode(frame, self._pad_to))
-        self._down.send(self._env.now, size, lambda: self._arrive(frame, size))
+    def _send_down(self, frame: wire.Down, stamp: Stamp) -> None:
+        """Onto the downlink. The stamp travels beside the frame: its size does not depend on it."""
+        size = len(wire.encode(frame))
+        if not isinstance(frame, wire.Refusal):
+            size += STAMP_BYTES
+        if self._pad_to > 1:
+            size += -size % self._pad_to
+        self._down.send(self._env.now, size, lambda: self._arrive(frame, stamp, size))
 
-    def _arrive(self, frame: wire.Down, size: int) -> None:
+    def _arrive(self, frame: wire.Down, stamp: Stamp, size: int) -> None:
         transcript = self.transcript
         if not transcript.finish:
             transcript.downlink_bytes += size
             transcript.downlink_frames += 1
-        self._device_inbox.put(frame)
+        self._device_inbox.put((frame, stamp))
 
     def _set_up(self) -> Process:
         """The transport's exchanges before the first message, over the same links."""
@@ -311,9 +327,9 @@ class _Inbox:
 
     def put(self, frame: Any) -> None:
         self.frames.append((frame, self._env.now))
-        if self._waiter is not None:
-            self._waiter.succeed()
-            self._waiter = None
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.succeed()
 
     def wait(self, deadline_ms: float | None) -> Process:
         """Until the next `put`, at most `deadline_ms`."""
