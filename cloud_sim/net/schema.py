@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edge_runtime.checked import Checked
 
@@ -115,10 +115,9 @@ class DecodeTable(Sourced):
     prefill_tokens_per_s: Positive | None = None
 
 
-class CostsTable(Sourced):
-    """The terms of `cloud_sim.sim.costs.DeviceCosts`, read on the device with one bundle."""
+class DeviceTerms(Checked):
+    """The terms of `cloud_sim.sim.costs.DeviceCosts`."""
 
-    bundle: str = ""
     weights_mb: Positive
     step_ms: Positive
     step_ms_per_past_token: NotNegative = 0.0
@@ -129,6 +128,24 @@ class CostsTable(Sourced):
     head_ms_per_candidate: NotNegative = 0.0
     steer_ms: NotNegative = 0.0
     steer_ms_per_candidate: NotNegative = 0.0
+
+
+class CostsTable(DeviceTerms, Sourced):
+    """The terms as they were read on the device with one bundle."""
+
+    bundle: str = ""
+
+
+class ProfileReport(BaseModel):
+    """What of `costeer profile --json` a device profile is made from; the rest is not looked at."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    machine: str = "a device of one's own"
+    engine: str = "onnxruntime"
+    date: str = "undated"
+    bundle: str = ""
+    costs: DeviceTerms
 
 
 class PowerTable(Sourced):

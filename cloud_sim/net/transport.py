@@ -68,6 +68,10 @@ class Transport:
             return self
         return replace(self, tls_bytes=0, setup=tuple(self.setup[i] for i in (0, 2)))
 
+    def with_setup(self, setup: tuple[tuple[int, int], ...]) -> Transport:
+        """The same with other exchanges before the first message."""
+        return replace(self, setup=setup)
+
     def message_bytes(self, size: int, *, masked: bool) -> int:
         """A message of `size` bytes with its WebSocket header and TLS record, bytes.
 

@@ -28,11 +28,13 @@ def session(
     limits: Limits = STANDARD,
     new_id: Callable[[], str] = lambda: secrets.token_hex(8),
     shelf: Shelf | None = None,
-    codecs: Callable[[str], Codec] = codec_called,
+    codecs: Callable[[str], Codec] | None = None,
 ) -> Session:
     """Serve one answer from `Open` to `Close`. Ends by returning; a bad request ends in a
     `Refusal` frame. The driver closes the generator when the device vanishes: its cache then goes
-    to the `shelf`, if there is one. `codecs` makes the codec that a device names."""
+    to the `shelf`, if there is one. `codecs` makes the codec that a device names; None:
+    the model's own `codec_called`, where it has one (a tape), or the wire's."""
+    named: Callable[[str], Codec] = codecs or getattr(model, "codec_called", codec_called)
     cache: Cache | None = Cache.empty(model)
     mail = Mailbox()
     name = ""
@@ -42,7 +44,7 @@ def session(
         while not isinstance(opening, wire.Close):
             if not isinstance(opening, wire.Open):
                 raise out_of_turn(opening, "open")
-            prompt, codec = admit(model, opening, limits, codecs)
+            prompt, codec = admit(model, opening, limits, named)
             if opening.session and not name and shelf is not None:
                 kept = shelf.take(opening.session)
                 if kept is not None and cache is not None:

@@ -11,12 +11,11 @@ publications: measure your own.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
 from cloud_sim.net.catalogue import find
-from cloud_sim.net.schema import CloudFile, CostsTable, DecodeTable, DeviceFile
+from cloud_sim.net.schema import CloudFile, CostsTable, DecodeTable, DeviceFile, ProfileReport
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.roofline import Roofline, roofline
 from edge_runtime.checked import read_toml
@@ -130,30 +129,18 @@ def cloud(name: str) -> CloudProfile:
     return CloudProfile(read_toml(path, CloudFile), path)
 
 
-def device_toml(name: str, report: dict[str, Any]) -> str:
-    """A device profile (TOML text) from what `costeer profile --json` printed.
-
-    Raises `SpecError` when a figure is missing.
-    """
-    costs = report.get("costs")
-    if not isinstance(costs, dict):
-        raise SpecError(
-            name,
-            "this is no output of costeer profile --json: it has no costs",
-            todo="Give the file that costeer profile --json wrote",
-        )
-    known = {field for field in CostsTable.model_fields if field not in ("origin", "source")}
-    lines = [
-        "schema = 1",
-        'kind = "device"',
-        f'name = "{name}"',
-        f'summary = "Measured: {report.get("machine", name)}"',
-        f'engine = "{report.get("engine", "onnxruntime")}"',
-        "",
-        "[costs]",
-    ]
-    for key, value in costs.items():
-        if key in known:
-            lines.append(f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}")
-    lines += ['origin = "measured"', f'source = "costeer profile, {report.get("date", "undated")}"']
-    return "\n".join(lines) + "\n"
+def device_toml(name: str, report: ProfileReport) -> str:
+    """A device profile (TOML text) from what `costeer profile --json` printed."""
+    text = {
+        "name": name,
+        "summary": f"Measured: {report.machine}",
+        "engine": report.engine,
+    }
+    terms = "\n".join(f"{key} = {value}" for key, value in report.costs.model_dump().items())
+    # JSON's strings are TOML's basic strings.
+    head = "\n".join(f"{key} = {json.dumps(value)}" for key, value in text.items())
+    return (
+        f'schema = 1\nkind = "device"\n{head}\n\n'
+        f"[costs]\nbundle = {json.dumps(report.bundle)}\n{terms}\n"
+        f'origin = "measured"\nsource = {json.dumps(f"costeer profile, {report.date}")}\n'
+    )

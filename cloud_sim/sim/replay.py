@@ -63,7 +63,7 @@ class Replay:
     def session(self, limits: Limits | None = None) -> Session:
         """The cloud's half of one run."""
         limits = limits or Limits()
-        return session(TapeCloud(self), limits, lambda: "0" * 16, codecs=self.codec_called)
+        return session(TapeCloud(self), limits, lambda: "0" * 16)
 
     def codec_called(self, name: str) -> Codec:
         """The tape's codec. Raises `UsageError` for another."""
@@ -196,6 +196,7 @@ class TapeCloud:
         self._replay, self._tape = replay, tape
         self.name, self.vocabulary = tape.model, tape.vocabulary
         self.vocabulary_size, self.end_ids = tape.vocabulary_size, tape.end_ids
+        self.codec_called = replay.codec_called
 
     def prompt(self, query: str) -> list[int]:
         """The recorded prompt. Raises `UsageError` for another query."""
