@@ -56,12 +56,21 @@ def profiles(
         print(json.dumps(found))
         return
     for kind, rows in found.items():
-        table = Table(title=kind, title_justify="left", title_style="bold", expand=False)
-        for column in rows[0]:
-            table.add_column(column, overflow="fold", justify="left")
+        # Sources are long: they follow the table, one line a profile.
+        shown = [column for column in rows[0] if column != "source"]
+        table = Table(title=kind, title_justify="left", title_style="bold", box=None)
+        for column in shown:
+            table.add_column(column, justify="left" if column in ("name", "origin") else "right")
         for row in rows:
-            table.add_row(*(f"{v:g}" if isinstance(v, float) else str(v) for v in row.values()))
+            table.add_row(*(_cell(row[column]) for column in shown))
         _STDOUT.print(table)
+        for row in rows:
+            _STDOUT.print(f"  {row['name']}: {row['source']}", style="dim", highlight=False)
+        _STDOUT.print()
+
+
+def _cell(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _network_row(profile: Network) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def _guess(lines: Sequence[str], where: str) -> Form:
     columns = [name.strip() for name in head.split(",")]
     if "rtt_ms" in columns:
         return "rtt"
-    if "rate_mbps" in columns or len(head.split()) == 2:
+    if "rate_mbps" in columns or [_is_number(part) for part in head.split()] == [True, True]:
         return "rate"
     raise SpecError(
         f"{where}, line 1",

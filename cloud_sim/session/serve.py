@@ -34,7 +34,8 @@ def session(
     `Refusal` frame. The driver closes the generator when the device vanishes: its cache then goes
     to the `shelf`, if there is one. `codecs` makes the codec that a device names; None:
     the model's own `codec_called`, where it has one (a tape), or the wire's."""
-    named: Callable[[str], Codec] = codecs or getattr(model, "codec_called", codec_called)
+    own: Callable[[str], Codec] = getattr(model, "codec_called", codec_called)
+    named = codecs or own
     cache: Cache | None = Cache.empty(model)
     mail = Mailbox()
     name = ""

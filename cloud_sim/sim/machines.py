@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+
 from cloud_sim.net.catalogue import find
 from cloud_sim.net.schema import CloudFile, CostsTable, DecodeTable, DeviceFile, ProfileReport
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
