@@ -79,7 +79,7 @@ def test_the_made_trace_has_the_stated_mean_and_replays_in_every_form(tmp_path: 
     short = traces.markov([2, 8], 1000, 20_000, stream(2, "t"))
     for form in ("rate", "mahimahi"):
         path = tmp_path / f"{form}.trace"
-        path.write_text(traces.convert(short, form).text())  # type: ignore[arg-type]
+        path.write_text(traces.convert(short, form).text())
         profile = network("lte").path.read_text()
         own = profile.replace("mbps = 12", f'trace = "{form}.trace"')
         (tmp_path / "own.toml").write_text(own)
