@@ -9,7 +9,7 @@ import typer
 
 
 def simulate(
-    scenario: Path = typer.Argument(help="Scenario file (TOML)."),
+    scenario: str = typer.Argument(help="Scenario file (TOML), or the name of one that ships."),
     settings: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Change the scenario, as in answer.method=costeer."
     ),
@@ -21,11 +21,12 @@ def simulate(
     from rich.progress import track
 
     from edge_runtime.files import write_whole
+    from scenarios.cli_study import study_path
     from scenarios.models import LocalModels
     from scenarios.run import run
     from scenarios.spec import read_scenario
 
-    plan = read_scenario(scenario, settings)
+    plan = read_scenario(study_path(scenario), settings)
     stderr = Console(stderr=True)
     cells = list(plan.cells())
     models = LocalModels(told=lambda what: stderr.print(f"[dim]{what}[/dim]"))

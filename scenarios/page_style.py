@@ -24,6 +24,7 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font
 th,td{padding:.32em .6em;border-bottom:1px solid var(--line);text-align:right}
 th:first-child{text-align:left;font-weight:500}
 tr:first-child th{color:var(--soft);font-weight:600}
+.wide{overflow-x:auto}
 figure{margin:.6em 0 1.2em}
 figcaption{font-size:.9rem;font-weight:600}
 svg{width:100%;height:auto}

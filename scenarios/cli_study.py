@@ -1,0 +1,128 @@
+"""The verbs `sweep`, `report` and `compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+LIBRARY = Path(__file__).resolve().parent / "library"
+
+
+def sweep(
+    study: str = typer.Argument(help="Study file (TOML), or the name of one that ships."),
+    out: Path = typer.Option(..., "--out", help="Folder for the results; what is there is kept."),
+    settings: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Change the study, as in case.limit=8."
+    ),
+    jobs: int = typer.Option(1, "--jobs", min=1, help="Workers."),
+    engine: str = typer.Option("local", "--engine", help="local, ray or dask."),
+    address: str = typer.Option("", "--address", help="Of a running cluster; empty: one here."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object as the last line."),
+) -> None:
+    """Run all cells of a study; stopped, it goes on where it was."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    from edge_runtime.errors import UsageError, did_you_mean
+    from scenarios.spec import read_scenario
+    from scenarios.sweep import sweep as run
+
+    if engine not in ("local", "ray", "dask"):
+        raise UsageError(
+            "--engine",
+            "no such engine",
+            got=engine,
+            todo=did_you_mean(engine, ["local", "ray", "dask"]),
+        )
+    plan = read_scenario(study_path(study), settings)
+    columns = (TextColumn(plan.name), BarColumn(), MofNCompleteColumn(), Left())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=len(plan))
+        path = run(
+            plan,
+            out,
+            jobs=jobs,
+            engine=engine,  # type: ignore[arg-type]  # checked above
+            address=address,
+            told=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    result = {"study": plan.name, "cells": len(plan), "results": str(path)}
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print(f"{plan.name}: {len(plan)} cells in {path}. Next: costeer report {out}")
+
+
+def report(
+    folder: Path = typer.Argument(help="Folder of a finished study."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object as the last line."),
+) -> None:
+    """Make a study's page and its figures."""
+    from rich.console import Console
+
+    from scenarios.report import write_report
+
+    stderr = Console(stderr=True)
+    with stderr.status("reading the results") as status:
+        made = write_report(folder, status.update)
+    if as_json:
+        paths = [str(path) for path in made.figures]
+        trace = str(made.trace) if made.trace else None
+        print(json.dumps({"page": str(made.page), "figures": paths, "trace": trace}))
+    else:
+        print(f"Page: {made.page}")
+
+
+def compare(
+    a: Path = typer.Argument(help="Folder of the study before."),
+    b: Path = typer.Argument(help="Folder of the study after."),
+    tolerance: float = typer.Option(0.02, "--tolerance", min=0.0, help="Relative change allowed."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object as the last line."),
+) -> None:
+    """Compare two studies; exit code 4 when a figure got worse beyond the tolerance."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from scenarios.compare import compare as run
+    from scenarios.store import Store
+
+    changes = run(Store(a), Store(b))
+    table = Table()
+    for name in ("figure", "before", "after", "change", "90 % interval", "cells", ""):
+        table.add_column(name, justify="left" if name in ("figure", "") else "right")
+    for change in changes:
+        table.add_row(
+            change.figure,
+            f"{change.a:.4g}",
+            f"{change.b:.4g}",
+            f"{change.change:+.1%}",
+            f"{change.low:+.1%} to {change.high:+.1%}",
+            str(change.cells),
+            change.verdict(tolerance),
+        )
+    Console(stderr=as_json).print(table)
+    worse = [change.figure for change in changes if change.verdict(tolerance) == "worse"]
+    if as_json:
+        rows = [{**asdict(c), "verdict": c.verdict(tolerance)} for c in changes]
+        print(json.dumps({"worse": worse, "figures": rows}))
+    if worse:
+        raise typer.Exit(4)
+
+
+def study_path(name: str) -> Path:
+    """A study's file: the user's own, or one that ships, by its name."""
+    from edge_runtime.errors import UsageError, did_you_mean
+
+    own = Path(name)
+    if own.suffix == ".toml" or own.is_file():
+        return own
+    shipped = LIBRARY / f"{name}.toml"
+    if shipped.is_file():
+        return shipped
+    known = [path.stem for path in LIBRARY.glob("*.toml")]
+    raise UsageError("study", "no such study", got=name, todo=did_you_mean(name, known))

@@ -1,0 +1,285 @@
+"""A study's figures as plain data: what is drawn, and the numbers that stand behind it.
+
+One `Figure` is drawn twice, by plotly for the page (`draw_page`) and by matplotlib for PNG and SVG
+(`draw_print`), and written as CSV; so all of them show the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from scenarios.metrics import Estimate, mean, ratio
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One mark: its place, its intervals (None: exact), and what it is."""
+
+    x: float
+    y: float
+    label: str = ""
+    y_low: float | None = None
+    y_high: float | None = None
+    x_low: float | None = None
+    x_high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Marks that belong together."""
+
+    name: str
+    points: tuple[Point, ...]
+    joined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure."""
+
+    name: str
+    """File name without ending."""
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...] = ()
+    note: str = ""
+    x_log: bool = False
+    kind: Literal["marks", "grid"] = "marks"
+    grid: tuple[tuple[str, str, float, str], ...] = field(default=())
+    """`grid`: (row, column, value, text) of each field."""
+
+    def table(self) -> list[dict[str, Any]]:
+        """The numbers, one row a mark."""
+        if self.kind == "grid":
+            return [dict(zip(("y", "x", "value", "text"), cell, strict=True)) for cell in self.grid]
+        return [
+            {"series": series.name}
+            | {name: getattr(point, name) for name in Point.__dataclass_fields__}
+            for series in self.series
+            for point in series.points
+        ]
+
+
+def of_study(rows: pd.DataFrame, measure: str, varied: Sequence[str]) -> list[Figure]:
+    """Every figure that the study's rows can carry."""
+    makers: list[Callable[..., Figure | None]] = (
+        [quality, quality_front]
+        if measure == "quality"
+        else [times, over_rtt, bytes_front, winners]
+    )
+    made = [make(rows, [name for name in varied if name in _columns(rows)]) for make in makers]
+    return [figure for figure in made if figure is not None]
+
+
+def arms(rows: pd.DataFrame, by: Sequence[str]) -> Iterable[tuple[str, pd.DataFrame]]:
+    """Rows by what varies, each with its name."""
+    by = [_column(name) for name in by]
+    if not by:
+        yield "all", rows
+        return
+    for values, part in rows.groupby(by, sort=False, dropna=False):
+        yield " · ".join(_shown(value) for value in values if not _none(value)), part
+
+
+def times(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
+    """Time per token (median), with an interval over cases and seeds, for each link."""
+    if "token_ms_p50" not in rows:
+        return None
+    others = [name for name in varied if name not in ("network", "seed", "case")]
+    series = []
+    links = list(dict.fromkeys(rows["profile"]))
+    for name, part in arms(rows, others):
+        points = []
+        for link in links:
+            here = part[part["profile"] == link]
+            if len(here):
+                points.append(_estimated(links.index(link), here["token_ms_p50"], label=link))
+        series.append(Series(name, tuple(points)))
+    return Figure(
+        "time-by-link",
+        "Time per token by link",
+        "link: " + ", ".join(f"{i} {link}" for i, link in enumerate(links)),
+        "ms per token (median)",
+        tuple(series),
+        note="Virtual time. Bars: 90 % interval over cases and seeds; one case has none.",
+    )
+
+
+def over_rtt(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
+    """Time per token against the round trip, a line for each arm."""
+    if "rtt_ms" not in varied:
+        return None
+    others = [name for name in varied if name not in ("rtt_ms", "seed", "case")]
+    series = [
+        Series(
+            name,
+            tuple(
+                _estimated(float(rtt), part[part["rtt_ms"] == rtt]["token_ms_p50"], label=name)
+                for rtt in sorted(part["rtt_ms"].unique())
+            ),
+            joined=True,
+        )
+        for name, part in arms(rows, others)
+    ]
+    return Figure(
+        "time-by-round-trip",
+        "Time per token against the round trip",
+        "round trip, ms",
+        "ms per token (median)",
+        tuple(series),
+        note="Virtual time; 90 % intervals over cases and seeds.",
+    )
+
+
+def bytes_front(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
+    """Bytes per token against time per token; what no other arm beats in both is joined."""
+    if "downlink_bytes" not in rows:
+        return None
+    rows = rows.assign(
+        bytes_per_token=(rows["uplink_bytes"] + rows["downlink_bytes"])
+        / rows["tokens"].map(lambda tokens: max(1, tokens.count(",") + 1))
+    )
+    return _front(
+        rows,
+        [name for name in varied if name not in ("seed", "case")],
+        ("bytes_per_token", "bytes per token, both ways"),
+        ("token_ms_p50", "ms per token (median)"),
+        Figure("bytes-and-time", "Bytes against time", "", "", note="Lower left is better."),
+        lower_is_better=True,
+    )
+
+
+def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
+    """Which schedule is fastest at each round trip (or link) on each device."""
+    across = "rtt_ms" if "rtt_ms" in varied else "network"
+    if "schedule" not in varied or across not in varied:
+        return None
+    cells = []
+    for (down, right), here in rows.groupby(["device_profile", _column(across)], sort=False):
+        by = here.groupby("schedule", sort=False)["token_ms_p50"].mean()
+        best = str(by.idxmin())
+        gained = float(by.max() / by.min())
+        cells.append((str(down), _shown(right), gained, f"{best} ({gained:.2f}×)"))
+    return Figure(
+        "where-which-schedule-wins",
+        "Where each schedule wins",
+        "round trip, ms" if across == "rtt_ms" else "link",
+        "device",
+        kind="grid",
+        grid=tuple(cells),
+        note="The fastest schedule, and how many times faster than the slowest one it is.",
+    )
+
+
+def gap(part: pd.DataFrame) -> Estimate:
+    """Share of the gap captured over the part's cases (docs/metrics.md)."""
+    above = part["cloud_nll"] - part["nll"]
+    return ratio(above.to_numpy(), (part["cloud_nll"] - part["upload_nll"]).to_numpy())
+
+
+def quality(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
+    """Share of the gap captured by each arm."""
+    others = [name for name in varied if name not in ("seed", "case")]
+    found = [(name, gap(part)) for name, part in arms(rows, others)]
+    by_gain = "gain" in varied
+    points = []
+    for place, (name, estimate) in enumerate(found):
+        x = float(name.split(" · ")[-1]) if by_gain and _is_number(name.split(" · ")[-1]) else place
+        points.append(Point(float(x), estimate.value, name, estimate.low, estimate.high))
+    return Figure(
+        "gap-captured",
+        "Share of the gap to an informed cloud that is captured",
+        "gain" if by_gain else ", ".join(f"{i} {name}" for i, (name, _) in enumerate(found)),
+        "share of the gap (1: the cloud with the note; 0: without)",
+        (Series("gap captured", tuple(points), joined=by_gain),),
+        note=f"Teacher-forced on {rows['case'].nunique()} references; 90 % intervals over cases.",
+    )
+
+
+def quality_front(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
+    """Gap captured against how often the token is another than the cloud's."""
+    others = [name for name in varied if name not in ("seed", "case")]
+    points = []
+    for name, part in arms(rows, others):
+        share = ratio(part["diverged"].to_numpy(), part["tokens"].to_numpy())
+        found = gap(part)
+        points.append(
+            Point(share.value, found.value, name, found.low, found.high, share.low, share.high)
+        )
+    return Figure(
+        "gap-and-divergence",
+        "What is gained against what is changed",
+        "share of tokens that are not the cloud's best",
+        "share of the gap captured",
+        (Series("arms", tuple(points)), Series("Pareto front", _best(points, False), True)),
+        note="Each token that is not the cloud's best costs run-ahead a round trip.",
+    )
+
+
+def _front(
+    rows: pd.DataFrame,
+    by: Sequence[str],
+    x: tuple[str, str],
+    y: tuple[str, str],
+    frame: Figure,
+    *,
+    lower_is_better: bool,
+) -> Figure:
+    points = []
+    for name, part in arms(rows, by):
+        across, up = mean(part[x[0]].to_numpy()), mean(part[y[0]].to_numpy())
+        points.append(Point(across.value, up.value, name, up.low, up.high, across.low, across.high))
+    best = _best(points, lower_is_better)
+    series = (Series("arms", tuple(points)), Series("Pareto front", best, joined=True))
+    return Figure(frame.name, frame.title, x[1], y[1], series, frame.note, x_log=True)
+
+
+def _best(points: Sequence[Point], lower_is_better: bool) -> tuple[Point, ...]:
+    """Points that no other beats in both: x low, y low (or high)."""
+    sign = 1 if lower_is_better else -1
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x, sign * p.y)):
+        if not kept or sign * point.y < sign * kept[-1].y:
+            kept.append(point)
+    return tuple(kept)
+
+
+def _estimated(x: float, values: Any, label: str) -> Point:
+    found = mean(np.asarray(values, np.float64))
+    exact = len(values) < 2
+    return Point(x, found.value, label, None if exact else found.low, None if exact else found.high)
+
+
+def _column(name: str) -> str:
+    return {"network": "profile", "device": "device_profile", "cloud": "cloud_profile"}.get(
+        name, name
+    )
+
+
+def _columns(rows: pd.DataFrame) -> set[Hashable]:
+    known = set(rows.columns)
+    return known | {n for n in ("network", "device", "cloud") if _column(n) in known}
+
+
+def _none(value: object) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,150 @@
+"""A finished study as one page that a decision can be read from, and its figures as files.
+
+The page needs no network: plotly stands inside it. Beside it: every figure as PNG, SVG and CSV, and
+the tokens' times as a Perfetto trace.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.files import write_whole
+from scenarios import draw_page, draw_print, perfetto, timeline
+from scenarios.figures import Figure, of_study
+from scenarios.page import coloured
+from scenarios.page_style import STYLE
+from scenarios.store import Store
+
+ANSWERS = 6
+"""So many answers are shown in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written."""
+
+    page: Path
+    figures: tuple[Path, ...]
+    trace: Path | None
+
+
+def write_report(folder: Path, told: Callable[[str], None] = lambda what: None) -> Report:
+    """The report of the study in `folder`. Raises `EnvironmentFailure` if there is none."""
+    store = Store(folder)
+    study, rows = store.study(), store.rows()
+    figures = of_study(rows, study["measure"], study["varied"])
+    paths: list[Path] = []
+    for figure in figures:
+        told(f"drawing {figure.title}")
+        paths += draw_print.save(figure, folder / "figures")
+    answers = _answers(store, study)
+    trace = None
+    if answers:
+        trace = folder / "trace.json"
+        write_whole(trace, perfetto.trace((name, answer["tokens"]) for name, answer in answers))
+    told("writing the page")
+    page = folder / "report.html"
+    write_whole(page, _page(study, rows, figures, answers))
+    return Report(page, tuple(paths), trace)
+
+
+def _answers(store: Store, study: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Some answers token by token, as different from each other as the axes allow."""
+    keys: list[str] = study["cells"]
+    if study["measure"] != "time":
+        return []
+    step = max(1, len(keys) // ANSWERS)
+    found = []
+    for key in keys[::step][:ANSWERS]:
+        answer = store.get(key)
+        row = answer["row"]
+        names = {"network": "profile", "device": "device_profile", "cloud": "cloud_profile"}
+        values = [row.get(names.get(axis, axis)) for axis in study["varied"]]
+        name = " · ".join(str(value) for value in values if value is not None)
+        found.append((name or row["method"], answer))
+    return found
+
+
+def _page(
+    study: dict[str, Any],
+    rows: Any,
+    figures: list[Figure],
+    answers: list[tuple[str, dict[str, Any]]],
+) -> str:
+    varied = ", ".join(study["varied"]) or "nothing"
+    sections = [
+        f"<h1>{html.escape(study['name'])}</h1>",
+        f"<p>{html.escape(study['about'])}</p>",
+        f'<p class="small">{len(rows)} cells; varied: {html.escape(varied)}.</p>',
+    ]
+    for figure in figures:
+        files = " ".join(
+            f'<a href="figures/{figure.name}.{ending}">{ending}</a>'
+            for ending in ("png", "svg", "csv")
+        )
+        sections.append(
+            f"<h2>{html.escape(figure.title)}</h2>{draw_page.fragment(figure)}"
+            f'<p class="small">{html.escape(figure.note)} {files}</p>'
+        )
+    sections += _shown(answers)
+    sections.append(f"<h2>All rows</h2>{_table(rows)}")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{html.escape(study['name'])}</title><style>{STYLE}</style>"
+        f"<script>{draw_page.script()}</script></head><body><main>{''.join(sections)}"
+        "</main></body></html>"
+    )
+
+
+def _shown(answers: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    if not answers:
+        return []
+    parts = [
+        name
+        for name in timeline.PARTS
+        if any(name in timeline.used(answer["tokens"]) for _, answer in answers)
+    ]
+    sections = [
+        "<h2>Answers, token by token</h2>",
+        '<p class="small">Colour: how much likelier steering made a token; underlined: the cloud '
+        "alone would have said something else (point at it). Bars: where each token's time went; "
+        'the same as a <a href="trace.json">trace</a> for Perfetto.</p>',
+        timeline.legend(parts),
+    ]
+    for name, answer in answers:
+        sections.append(
+            f"<figure><figcaption>{html.escape(name)}</figcaption>"
+            f'<p class="answer">{coloured(answer["tokens"])}</p>'
+            f"{timeline.bars(answer['tokens'])}</figure>"
+        )
+    return sections
+
+
+COLUMNS = (
+    *("case", "method", "gain", "bundle", "codec", "schedule", "profile", "rtt_ms", "seed"),
+    *("device_profile", "cloud_profile", "ttft_ms", "token_ms_p50", "token_ms_p95"),
+    *("tokens_per_s", "uplink_bytes", "downlink_bytes", "nll", "cloud_nll", "upload_nll"),
+)
+MOST_ROWS = 400
+
+
+def _table(rows: Any) -> str:
+    shown = [name for name in COLUMNS if name in rows and rows[name].notna().any()]
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in shown)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in record) + "</tr>"
+        for record in rows[shown].head(MOST_ROWS).itertuples(index=False)
+    )
+    rest = len(rows) - MOST_ROWS
+    more = f'<p class="small">{rest} more rows: results.parquet.</p>' if rest > 0 else ""
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>{more}'
+
+
+def _cell(value: object) -> str:
+    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))

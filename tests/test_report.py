@@ -1,0 +1,145 @@
+"""A study's page and files: what the rows say, complete in itself, the same every time."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import costeer
+from edge_runtime.errors import UsageError
+from scenarios.cli_study import study_path
+from scenarios.compare import compare
+from scenarios.figures import Point, _best, of_study
+from scenarios.report import write_report
+from scenarios.spec import Scenario, read_scenario, scenario
+from scenarios.store import Store, content_key
+from scenarios.timeline import PARTS
+
+LIBRARY = Path(__file__).resolve().parent.parent / "scenarios" / "library"
+
+
+def finished(folder: Path, *, slower: float = 1.0, **axes: Any) -> Path:
+    """A finished time study whose rows follow a formula."""
+    plan = scenario(
+        {
+            "name": "test",
+            "case": {"query": "q", "context": "c"},
+            "answer": {"schedule": ["lockstep", "runahead"], "codec": ["topk:8", "full"]},
+            "network": {"profile": ["5g", "lte"], "rtt_ms": [10.0, 100.0]},
+            "seed": [0, 1, 2],
+            **axes,
+        }
+    )
+    store = Store(folder)
+    keys = []
+    for cell in plan.cells():
+        key = content_key(cell.settings())
+        keys.append(key)
+        store.put(key, result(cell, slower))
+    described = {
+        "name": plan.name,
+        "about": "about </script><script>alert(1)</script>",
+        "measure": plan.measure,
+        "varied": list(plan.varied),
+    }
+    store.finish(described, keys)
+    return folder
+
+
+def result(cell: Any, slower: float) -> dict[str, Any]:
+    rounds = 1.0 if cell.schedule == "lockstep" else 0.3
+    ms = slower * (20.0 + rounds * cell.rtt_ms + cell.seed)
+    parts = dict.fromkeys(PARTS, 0.0) | {"device": 20.0, "downlink": ms - 20.0}
+    token = {"token": 1, "text": " x", "at_ms": ms, "parts": parts, "moved": 1.0, "instead": " y"}
+    row = {
+        "case": cell.case.id,
+        "method": cell.method,
+        "codec": cell.codec,
+        "schedule": cell.schedule,
+        "profile": cell.network,
+        "rtt_ms": cell.rtt_ms,
+        "seed": cell.seed,
+        "device_profile": cell.device,
+        "cloud_profile": cell.cloud,
+        "tokens": [1, 1],
+        "ttft_ms": ms,
+        "token_ms_p50": ms,
+        "token_ms_p95": ms,
+        "tokens_per_s": 1e3 / ms,
+        "uplink_bytes": 40,
+        "downlink_bytes": 100 if cell.codec == "topk:8" else 5000,
+    }
+    return {"row": row, "tokens": [token | {"source": "steered"}] * 2}
+
+
+def test_the_report_is_complete_in_itself(tmp_path: Path) -> None:
+    made = write_report(finished(tmp_path))
+    text = made.page.read_text()
+    ours = re.sub(r"<script>.*?</script>", "", text, count=1, flags=re.S)
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", ours)
+    assert "alert(1)</script>" not in ours
+    names = {path.name for path in made.figures}
+    assert {"time-by-round-trip.png", "time-by-round-trip.svg", "time-by-round-trip.csv"} <= names
+    assert {"where-which-schedule-wins.csv", "bytes-and-time.csv", "time-by-link.png"} <= names
+    assert made.trace is not None
+    events = json.loads(made.trace.read_text())["traceEvents"]
+    assert {event["ph"] for event in events} == {"M", "X"}
+
+
+def test_figures_say_what_the_rows_say(tmp_path: Path) -> None:
+    store = Store(finished(tmp_path))
+    found = {f.name: f for f in of_study(store.rows(), "time", store.study()["varied"])}
+    wins = {text.split()[0] for _, _, _, text in found["where-which-schedule-wins"].grid}
+    assert wins == {"runahead"}
+    line = next(
+        s for s in found["time-by-round-trip"].series if "lockstep" in s.name and "full" in s.name
+    )
+    assert [point.x for point in line.points] == [10.0, 100.0]
+    assert line.points[0].y == pytest.approx(31.0)
+    assert line.points[0].y_low is not None
+    assert line.points[0].y_low < 31.0
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    points = [Point(1, 5), Point(2, 4), Point(3, 4.5), Point(4, 1), Point(1, 6)]
+    assert [(p.x, p.y) for p in _best(points, True)] == [(1, 5), (2, 4), (4, 1)]
+
+
+def test_the_same_study_gives_the_same_files(tmp_path: Path) -> None:
+    one, two = (write_report(finished(tmp_path / name)) for name in ("one", "two"))
+    for a, b in zip(one.figures, two.figures, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name
+
+
+def test_a_slower_study_is_worse_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = finished(tmp_path / "a"), finished(tmp_path / "b", slower=1.2)
+    by_name = {change.figure: change for change in compare(Store(a), Store(b))}
+    assert by_name["token_ms_p50"].change == pytest.approx(0.2)
+    assert by_name["token_ms_p50"].verdict(0.02) == "worse"
+    assert by_name["downlink_bytes"].verdict(0.02) == "same"
+    assert costeer.run(["compare", str(a), str(b), "--json"]) == 4
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "token_ms_p50" in json.loads(last)["worse"]
+    assert costeer.run(["compare", str(b), str(a)]) == 0
+
+
+def test_studies_without_a_common_cell_are_refused(tmp_path: Path) -> None:
+    a = finished(tmp_path / "a")
+    b = finished(tmp_path / "b", seed=[7])
+    with pytest.raises(UsageError, match="no cell in common"):
+        compare(Store(a), Store(b))
+
+
+@pytest.mark.parametrize("path", sorted(LIBRARY.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_study_that_ships_reads(path: Path) -> None:
+    plan: Scenario = read_scenario(path)
+    assert plan.name == path.stem
+    assert plan.about
+    assert len(list(plan.cells())) == len(plan) > 0
+    assert study_path(path.stem) == path
