@@ -73,8 +73,9 @@ def export_if_needed(name: str) -> Path:
     command = [sys.executable, "-m", "costeer", "export", "--model", name, "--target", TARGET]
     done = subprocess.run([*command, "--out", str(path)], stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
-        # The child has told the reason on standard error already.
-        raise EnvironmentFailure("export", f"{name} could not be exported", got=done.returncode)
+        raise EnvironmentFailure(
+            "export", f"{name} could not be exported", todo="The line above says why"
+        )
     return path
 
 
