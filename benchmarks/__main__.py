@@ -1,0 +1,272 @@
+"""`make bench`: this runtime against others on the same weights, in interleaved rounds.
+
+Prints a table and one JSON line, and writes docs/benchmarks.md. A peer that cannot run here is
+left out, with the reason. Figures are medians over all rounds; only their ratios travel between
+machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import peers
+from benchmarks.worker import tokens
+
+ROOT = Path(__file__).parent.parent
+PAST = 256
+NAMES = {
+    "ours": "costeer-edge cpu-int8",
+    "llama": "llama.cpp Q8_0",
+    "llama-no-amx": "llama.cpp Q8_0, without AMX",
+    "genai": "onnxruntime-genai 8-bit b32",
+    "authors": "the paper's form (torch fp32, 20 rounds)",
+}
+DOES = {"ours": ("one", "both", "candidates", "two")}
+
+
+class Worker:
+    """A peer's process."""
+
+    def __init__(self, command: list[str], **environment: str) -> None:
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if "DEBUG" not in os.environ else None,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **threads, **environment},
+        )
+        self._read()
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        stderr = self._process.stderr.read() if self._process.stderr else ""
+        raise peers.Skipped((stderr.strip().splitlines() or ["its process ended"])[-1][:200])
+
+    def ask(self, do: str, n: int, length: int = 0) -> list[float]:
+        """Milliseconds of `n` rounds."""
+        assert self._process.stdin is not None
+        asked = {"do": do, "n": n, "past": PAST, "length": length}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        spent: list[float] = self._read()["ms"]
+        return spent
+
+    def close(self) -> None:
+        """End it."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+
+def python(peer: str, what: Callable[[], Path]) -> Callable[[], Worker]:
+    """A worker in Python."""
+    return lambda: Worker([sys.executable, "-m", "benchmarks.worker", peer, str(what())])
+
+
+def llama(amx: bool) -> Worker:
+    """llama.cpp; without AMX, from a copy of its binaries that lacks that one build."""
+    folder = peers.node_llama_cpp() if amx else peers.without_amx(peers.node_llama_cpp())
+    file = peers.tokens_file(tokens)
+    script = str(Path(__file__).parent / "llama_peer.mjs")
+    return Worker(["node", script, str(folder), str(peers.q8_gguf()), str(file)])
+
+
+def start(wanted: list[str]) -> tuple[dict[str, Worker], dict[str, str]]:
+    """Workers by name, and why some are missing."""
+    makers: dict[str, Callable[[], Worker]] = {
+        "ours": python("ours", peers.bundle),
+        "llama": lambda: llama(True),
+        "llama-no-amx": lambda: llama(False),
+        "genai": python("genai", peers.genai_folder),
+        "authors": python("authors", peers.fetch_smollm2),
+    }
+    workers, skipped = {}, {}
+    for name in wanted:
+        print(f"starting {NAMES[name]}", file=sys.stderr, flush=True)
+        try:
+            workers[name] = makers[name]()
+        except (peers.Skipped, OSError, subprocess.SubprocessError) as reason:
+            skipped[name] = str(reason)
+    return workers, skipped
+
+
+def measure(workers: dict[str, Worker], rounds: int) -> dict[str, dict[str, float]]:
+    """Medians in ms by peer and task; the peers take turns in every round."""
+    spent: dict[tuple[str, str], list[float]] = {}
+    for turn in range(rounds):
+        for name, worker in workers.items():
+            for do in DOES.get(name, ("one", "two")):
+                some = worker.ask(do, 8 if turn else 3)
+                if turn:  # the first round warms up
+                    spent.setdefault((name, do), []).extend(some)
+        for name, worker in workers.items():
+            some = worker.ask("prefill", 1, 512)
+            if turn:
+                spent.setdefault((name, "prefill"), []).extend(some)
+        print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+    result: dict[str, dict[str, float]] = {}
+    for (name, do), values in spent.items():
+        result.setdefault(name, {})[do] = float(np.median(values))
+    return result
+
+
+def ratios(ms: dict[str, dict[str, float]], floor_ms: float) -> dict[str, float]:
+    """The comparisons that are quoted."""
+    ours = ms["ours"]
+    found = {
+        "candidates / memory floor": ours["candidates"] / floor_ms,
+        "second branch over one row": ours["both"] / ours["one"] - 1,
+    }
+    for name in NAMES:
+        if name in ms and name != "ours":
+            found[f"candidates / {name} two rows"] = ours["candidates"] / ms[name]["two"]
+            found[f"prefill 512 / {name}"] = ours["prefill"] / ms[name]["prefill"]
+    return found
+
+
+def floor(bundle: Path) -> tuple[float, float]:
+    """The memory floor of a step with candidates, ms, and the bandwidth it was computed with."""
+    from edge_runtime.bundle import open_bundle
+    from edge_runtime.roofline import Roofline, bandwidth_gbps, step_bytes
+
+    weights, kv = step_bytes(open_bundle(bundle, check=False), PAST)
+    roof = Roofline(weights, kv, bandwidth_gbps(weights + kv))
+    return roof.floor_ms, roof.bandwidth_gbps
+
+
+def snapshot(bundle: Path) -> dict[str, float]:
+    """Prefill of a 1,000-token note and a 24-token query: anew, and from a kept note."""
+    code = (
+        "import json,sys,tempfile,time;from pathlib import Path;"
+        "from edge_runtime.branches import TwoBranches;from edge_runtime.bundle import open_bundle;"
+        "from edge_runtime.snapshot import Shelf;from benchmarks.worker import tokens;"
+        "b=TwoBranches.open(open_bundle(sys.argv[1],check=False),max_length=1100);"
+        "n=tokens(1000);q=tokens(1024)[1000:];\n"
+        "def t():\n s=time.perf_counter();b.prefill(n+q,q,note=1000);b.logits(b_ids);"
+        "return (time.perf_counter()-s)*1e3\n"
+        "import numpy as np;b_ids=np.arange(64);t();fresh=[t() for _ in range(3)]\n"
+        "with tempfile.TemporaryDirectory() as d:\n"
+        " s=Shelf(Path(d),b'k'*32);s.put(b.bundle,n,b.note_blocks(1000));b.notes=s;t()\n"
+        " kept=[t() for _ in range(5)]\n"
+        "print(json.dumps({'anew_ms':float(np.median(fresh)),'kept_ms':float(np.median(kept))}))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(bundle)],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
+    found["times_sooner"] = found["anew_ms"] / found["kept_ms"]
+    return found
+
+
+def page(report: dict[str, Any]) -> str:
+    """docs/benchmarks.md."""
+    ms = report["ms"]
+    lines = [
+        "# Benchmarks",
+        "",
+        f"SmolLM2-135M-Instruct, one thread, {PAST} tokens in the cache; medians of interleaved",
+        "rounds in ms. Written by `make bench`: absolute times belong to this machine and this",
+        "hour, ratios within one run travel.",
+        "",
+        "| runtime | one row | two rows | two rows, 64 candidates | prefill 512 |",
+        "|---|---|---|---|---|",
+    ]
+    for name, title in NAMES.items():
+        if name in ms:
+            cells = (f"{ms[name].get(do, float('nan')):.1f}".replace("nan", "-")
+                     for do in ("one", "two", "candidates", "prefill"))  # fmt: skip
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+        elif name in report["skipped"]:
+            lines.append(f"| {title} | not run: {report['skipped'][name]} | | | |")
+    lines += ["", "One row of ours is without a head; the second branch is compared likewise.", ""]
+    lines += ["| ratio | value |", "|---|---|"]
+    lines += [f"| {name} | {value:.2f} |" for name, value in report["ratios"].items()]
+    kept = report["snapshot"]
+    lines += [
+        f"| second query over a kept 1,000-token note: times sooner | {kept['times_sooner']:.1f} |",
+        "",
+        f"Memory floor {report['floor_ms']:.1f} ms at {report['bandwidth_gbps']:.1f} GB/s."
+        f" Prefill of the note anew {kept['anew_ms']:.0f} ms, from the encrypted snapshot"
+        f" {kept['kept_ms']:.0f} ms.",
+        "",
+        f"Machine: {report['machine']}. Versions: "
+        + ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+        + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """Processor and what it offers."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return f"{platform.machine()}, {os.cpu_count()} cores"
+    model = text.split("model name")[1].split(":")[1].splitlines()[0].strip()
+    has = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if f" {flag}" in text]
+    return f"{model}, {os.cpu_count()} cores, {' '.join(has) or 'no wide vectors'}"
+
+
+def versions() -> dict[str, str]:
+    """Of what took part."""
+    names = ("onnxruntime", "onnxruntime-genai", "torch", "transformers", "numpy")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**found, "node-llama-cpp": peers.NODE_LLAMA_CPP}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--peers", default=",".join(NAMES))
+    parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md alone")
+    asked = parser.parse_args()
+    wanted = [name for name in NAMES if name == "ours" or name in asked.peers.split(",")]
+    workers, skipped = start(wanted)
+    ms = measure(workers, asked.rounds + 1)
+    for worker in workers.values():
+        worker.close()
+    floor_ms, bandwidth = floor(peers.bundle())
+    report = {
+        "ms": ms,
+        "ratios": ratios(ms, floor_ms),
+        "snapshot": snapshot(peers.bundle()),
+        "floor_ms": floor_ms,
+        "bandwidth_gbps": bandwidth,
+        "skipped": skipped,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    text = page(report)
+    if not asked.no_write:
+        (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
+    print(text)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
