@@ -93,7 +93,6 @@ def test_whoever_waits_is_served_in_one_pass_and_guesses_wait() -> None:
     results = [future.result(10) for future in futures]
     engine.stop()
     assert order == [[1], [3, 4, 7], [5, 6, 2]]
-    assert results[0].queue_ms < results[1].queue_ms
     assert len(results[4].result) == 2
 
 
