@@ -1,17 +1,14 @@
-"""Drive a schedule in real time over a WebSocket to `cloud_sim.live.server`.
+"""A line over a WebSocket to `cloud_sim.live.server`, which comes back when it breaks.
 
-The schedule's work runs in a thread of its own, so the socket keeps moving meanwhile. When the
-connection breaks, the driver connects again, with growing pauses, and sends the schedule
-`Reconnected`: resuming the answer is the schedule's business, what has been emitted stays.
+Then it connects again, with growing pauses, and tells the schedule `Reconnected`: resuming the
+answer is the schedule's business, what has been emitted stays.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,19 +24,9 @@ from websockets.exceptions import (
 )
 
 from edge_runtime import wire
+from edge_runtime.connections.realtime import Delivery, drive, now_ms
 from edge_runtime.errors import ConnectionFailed, UsageError
-from edge_runtime.schedules.actions import (
-    Arrival,
-    Compute,
-    Emit,
-    Finish,
-    Receive,
-    Reconnected,
-    Schedule,
-    Send,
-    Timeout,
-)
-from edge_runtime.timing import TokenClock
+from edge_runtime.schedules.actions import Reconnected, Schedule, Timeout
 from edge_runtime.transcript import TokenRecord, Transcript
 
 MESSAGE_BYTES = 16 << 20
@@ -82,130 +69,31 @@ async def answer(
     uplink frames. Raises `ConnectionFailed` when the server is not there or stays away, `Refused`
     when it says no, and whatever the schedule raises.
     """
-    transcript = Transcript(method, gain, getattr(schedule, "__name__", ""), "")
-    line = _Line(url, token, patience)
-    driver = _Driver(schedule, line, transcript, on_token, pad_to)
-    try:
-        await line.open(patience.connect_s)
-        finish = await driver.run()
-    finally:
-        schedule.close()
-        await line.close()
-        driver.stop()
-    transcript.finish = finish.reason
-    transcript.counters.update(finish.counters)
-    transcript.notes.extend(finish.notes)
-    if line.reconnections:
-        transcript.counters["reconnections"] = line.reconnections
-    return transcript
-
-
-class _Driver:
-    """The loop over a schedule's actions, and the record of what they cost."""
-
-    def __init__(
-        self,
-        schedule: Schedule,
-        line: _Line,
-        transcript: Transcript,
-        on_token: Callable[[TokenRecord], None] | None,
-        pad_to: int,
-    ) -> None:
-        self._schedule, self._line, self._transcript = schedule, line, transcript
-        self._on_token, self._pad_to = on_token, pad_to
-        self._worker = ThreadPoolExecutor(1, "costeer-device")
-        self._start_ms = now_ms()
-        self._clock = TokenClock(self._start_ms)
-        self._asked = False
-
-    async def run(self) -> Finish:
-        event: Any = None
-        while True:
-            try:
-                action = self._schedule.send(event)
-            except StopIteration as stop:
-                finish: Finish = stop.value
-                return finish
-            if isinstance(action, Compute):
-                event = await self._compute(action)
-            elif isinstance(action, Send):
-                event = await self._send(action.frame)
-            elif isinstance(action, Receive):
-                event = await self._receive(action.deadline_ms)
-            else:
-                self._emit(action)
-                event = None
-
-    def stop(self) -> None:
-        self._worker.shutdown(wait=False, cancel_futures=True)
-
-    async def _compute(self, action: Compute) -> Any:
-        began = now_ms()
-        result = await asyncio.get_running_loop().run_in_executor(self._worker, action.work)
-        self._clock.computed(action.kind, now_ms() - began)
-        return result
-
-    async def _send(self, frame: Any) -> float:
-        message = wire.encode(frame, self._pad_to)
-        now = now_ms()
-        if isinstance(frame, wire.Open | wire.Extend):
-            self._clock.sent(now)
-            self._asked = True
-        if isinstance(frame, wire.Open):
-            self._transcript.codec = frame.codec
-        self._transcript.uplink_bytes += len(message)
-        self._transcript.uplink_frames += 1
-        await self._line.send(message)
-        return now
-
-    async def _receive(self, deadline_ms: float | None) -> Arrival | Timeout | Reconnected:
-        began = now_ms()
-        event = await self._line.receive(deadline_ms)
-        if not isinstance(event, _Message):
-            self._clock.waited(event.now_ms - began)
-            return event
-        now = now_ms()
-        if self._asked and event.arrived_ms > began:
-            self._transcript.round_trips += 1
-        self._asked = False
-        self._transcript.downlink_bytes += len(event.raw)
-        self._transcript.downlink_frames += 1
-        frame = wire.decode_down(event.raw)
-        raw_stamp = b"" if isinstance(frame, wire.Refusal) else frame.stamp
-        self._clock.received(began, now, event.arrived_ms, wire.Stamp.unpack(raw_stamp))
-        return Arrival(frame, event.arrived_ms)
-
-    def _emit(self, action: Emit) -> None:
-        now = now_ms()
-        parts = self._clock.emit(now)
-        record = TokenRecord(action.token, now - self._start_ms, parts, action.decision)
-        self._transcript.records.append(record)
-        if self._on_token is not None:
-            self._on_token(record)
-
-
-@dataclass(frozen=True, slots=True)
-class _Message:
-    raw: bytes
-    arrived_ms: float
+    line = _Line(url, token, patience, pad_to)
+    return await drive(schedule, line, on_token=on_token, method=method, gain=gain)
 
 
 class _Line:
     """A WebSocket that comes back: messages that have arrived, and whether it is up."""
 
-    def __init__(self, url: str, token: str | None, patience: Patience) -> None:
+    def __init__(self, url: str, token: str | None, patience: Patience, pad_to: int) -> None:
         self._url = checked(url)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._patience = patience
         self._socket: ClientConnection | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._messages: deque[_Message] = deque()
+        self._messages: deque[Delivery] = deque()
         self._news = asyncio.Event()
         self._lost: ConnectionClosed | None = None
-        self.reconnections = 0
+        self._pad_to = pad_to
+        self._nonsense: ConnectionFailed | None = None
+        self.notes: list[str] = []
 
-    async def open(self, within_s: float) -> None:
+    async def open(self) -> None:
         """Connect. Raises `ConnectionFailed`."""
+        await self._connect(self._patience.connect_s)
+
+    async def _connect(self, within_s: float) -> None:
         try:
             self._socket = await connect(
                 self._url,
@@ -231,20 +119,24 @@ class _Line:
         if self._listener is not None:
             await self._listener
 
-    async def send(self, message: bytes) -> None:
+    async def send(self, frame: Any) -> int:
         """Hand over; a loss is noticed at the next `receive`."""
+        message = wire.encode(frame, self._pad_to)
         if self._socket is not None:
             try:
                 await self._socket.send(message)
             except ConnectionClosed as lost:
                 self._lose(lost)
+        return len(message)
 
-    async def receive(self, deadline_ms: float | None) -> _Message | Timeout | Reconnected:
+    async def receive(self, deadline_ms: float | None) -> Delivery | Timeout | Reconnected:
         """The next message; `Timeout` after `deadline_ms`; `Reconnected` after a loss."""
         until = None if deadline_ms is None else now_ms() + deadline_ms
         while True:
             if self._messages:
                 return self._messages.popleft()
+            if self._nonsense is not None:
+                raise self._nonsense
             if self._lost is not None:
                 await self._again(self._lost)
                 return Reconnected(now_ms())
@@ -262,8 +154,11 @@ class _Line:
         try:
             while True:
                 raw = await socket.recv(decode=False)
-                self._messages.append(_Message(raw, now_ms()))
+                self._messages.append(Delivery(wire.decode_down(raw), len(raw), now_ms()))
                 self._news.set()
+        except ConnectionFailed as nonsense:
+            self._nonsense = nonsense
+            self._news.set()
         except ConnectionClosed as lost:
             if socket is self._socket:
                 self._lose(lost)
@@ -285,13 +180,12 @@ class _Line:
         )
         while now_ms() < until:
             try:
-                await self.open(min(self._patience.connect_s, (until - now_ms()) / 1e3))
+                await self._connect(min(self._patience.connect_s, (until - now_ms()) / 1e3))
             except ConnectionFailed as error:
                 failure = error
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, self._patience.longest_pause_s)
             else:
-                self.reconnections += 1
                 return
         raise failure
 
@@ -309,11 +203,6 @@ def checked(url: str) -> str:
             "cloud", "this is no address of a server", got=url, allowed="ws://HOST:PORT, wss://..."
         )
     return url
-
-
-def now_ms() -> float:
-    """The driver's monotonic clock."""
-    return time.monotonic() * 1e3
 
 
 def _not_there(url: str, error: Exception) -> ConnectionFailed:
