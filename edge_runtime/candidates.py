@@ -2,7 +2,8 @@
 
 A codec is named in `Open`: ``full`` (every token's log-probability in fp16, no ids) or ``topk:K``
 (the K best as u32 id and fp16 log-probability, then the probability mass that was left out as
-fp32). Both sides of the wire use this module, so what the device decodes is what was meant.
+fp32); smaller ones are in `edge_runtime.compact`. Both sides of the wire use this module, so what
+the device decodes is what was meant.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Codec(Protocol):
 
 
 @lru_cache(maxsize=8)
-def _all_ids(size: int) -> Ids:
+def all_ids(size: int) -> Ids:
+    """0 to `size` - 1, made once."""
     ids = np.arange(size, dtype=np.int64)
     ids.flags.writeable = False
     return ids
@@ -87,7 +89,18 @@ class Full:
                 "candidates", "a full payload has an odd length", got=f"{len(payload)} bytes"
             )
         logprobs = np.frombuffer(payload, dtype="<f2").astype(np.float32)
-        return CandidateSet(_all_ids(len(logprobs)), logprobs, full=True)
+        return CandidateSet(all_ids(len(logprobs)), logprobs, full=True)
+
+
+def best_ids(logprobs: Floats, k: int) -> Ids:
+    """The ids of the min(k, V) best of `logprobs` [V], ascending; of equals at the edge the lower
+    ones, so that bytes are reproducible."""
+    k = min(k, len(logprobs))
+    edge = np.partition(logprobs, len(logprobs) - k)[len(logprobs) - k]
+    above = np.flatnonzero(logprobs > edge)
+    at = np.flatnonzero(logprobs == edge)[: k - len(above)]
+    ids: Ids = np.sort(np.concatenate([above, at]))
+    return ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +116,7 @@ class TopK:
 
     def encode(self, logprobs: Floats) -> bytes:
         """6 min(k, V) + 4 bytes. Ties at the edge go to the lower id, so bytes are reproducible."""
-        k = min(self.k, len(logprobs))
-        edge = np.partition(logprobs, len(logprobs) - k)[len(logprobs) - k]
-        above = np.flatnonzero(logprobs > edge)
-        at = np.flatnonzero(logprobs == edge)[: k - len(above)]
-        ids = np.sort(np.concatenate([above, at]))
+        ids = best_ids(logprobs, self.k)
         kept = logprobs[ids]
         left_out = max(0.0, 1.0 - float(np.exp(kept.astype(np.float64)).sum()))
         return ids.astype("<u4").tobytes() + _fp16(kept).tobytes() + _MASS.pack(left_out)
@@ -125,15 +134,29 @@ class TopK:
         return CandidateSet(ids, logprobs.astype(np.float32), left_out=left_out)
 
 
+CODECS = "full, full8, topk:K, packed:K, nucleus:P"
+
+
 def codec(name: str) -> Codec:
     """The codec called `name`. Raises `UsageError` for a name or number that is none."""
+    from edge_runtime import compact
+
     kind, _, number = name.partition(":")
-    if kind == "full" and not number:
+    whole = int(number) if number.isascii() and number.isdigit() else 0
+    if name == "full":
         return Full()
-    if kind == "topk" and number.isdigit() and int(number) >= 1:
-        return TopK(int(number))
+    if name == "full8":
+        return compact.Full8()
+    if kind == "topk" and whole >= 1:
+        return TopK(whole)
+    if kind == "packed" and 1 <= whole <= 65535:
+        return compact.Packed(whole)
+    if kind == "nucleus" and number.count(".") <= 1 and number.replace(".", "").isdigit():
+        mass = float(number)
+        if 0 < mass < 1:
+            return compact.Nucleus(mass)
     raise UsageError(
-        "codec", "no such candidate codec", got=name, allowed="full, topk:K with K >= 1"
+        "codec", "no such candidate codec", got=name, allowed=f"{CODECS} with K >= 1, 0 < P < 1"
     )
 
 
