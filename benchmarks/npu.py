@@ -3,6 +3,7 @@
     python -m benchmarks.npu whole --model smollm2-135m --target npu-qnn
     python -m benchmarks.npu layer --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
     python -m benchmarks.npu socs --model smollm2-135m
+    python -m benchmarks.npu answer NPU_BUNDLE CPU_BUNDLE --backend simulator --tokens 6
 
 Each prints one JSON object as its last line. No phone is involved: simulator times say nothing
 about a phone's speed, so none are reported as such.
@@ -20,8 +21,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from edge_runtime.branches import open_branches
+from edge_runtime.bundle import open_bundle
+from edge_runtime.candidates import CandidateSet
+from edge_runtime.device import SteeredDevice
 from edge_runtime.npu_branches import NpuBranches
-from edge_runtime.steering import log_softmax
+from edge_runtime.steering import PRESETS, log_softmax
 from edge_runtime.text import Text
 from export.npu import NpuBuild, NpuOptions, build
 from export.npu_calibrate import shipped_prompts
@@ -32,7 +37,6 @@ from export.sources import load_language, load_model, resolve
 
 app = typer.Typer(add_completion=False)
 Model = Annotated[str, typer.Option(help="As for costeer export.")]
-TEXT = "Ines lives in Porto and is allergic to peanuts. Where should we go for dinner tonight?"
 
 
 def tell(what: str, done: float = 0.0) -> None:
@@ -86,6 +90,35 @@ def socs(model: Model = "smollm2-135m") -> None:
             rows.append(_compiles(loaded, prompts, entry, target))
             tell(f"{entry.name} {target}: {rows[-1]}")
     print(json.dumps(rows))
+
+
+@app.command()
+def answer(bundle: Path, against: Path, tokens: int = 24, backend: str = "cpu") -> None:
+    """The same greedy steered answer from an NPU bundle and from a CPU one.
+
+    The CPU bundle's agnostic branch stands in for the cloud of both. Where they choose
+    differently the CPU's token is taken, so that every position is compared.
+    """
+    ours, theirs = open_bundle(bundle, force=True), open_bundle(against)
+    text = Text.open(theirs)
+    prompts = text.prompts("Suggest a snack for tonight.", "I am allergic to peanuts.")
+    pair = [NpuBranches.open(ours, backend=backend, threads=2), open_branches(theirs)]
+    devices = [SteeredDevice(each, prompts, PRESETS["light"]) for each in pair]
+    for device in devices:
+        device.prefill()
+    chosen, differing = [], []
+    for position in range(tokens):
+        base = log_softmax(pair[1].logits()[1])
+        cloud = CandidateSet(np.arange(len(base)), base, full=True)
+        npu, cpu = (device.choose(position, cloud, device.head(cloud)) for device in devices)
+        chosen.append(cpu.token)
+        if npu.token != cpu.token:
+            differing.append({"position": position, "margin": round(cpu.margin, 4)})
+        for device in devices:
+            device.extend([cpu.token])
+        tell(f"token {position}: {npu.token} and {cpu.token}")
+    row = {"tokens": tokens, "same": tokens - len(differing), "differing": differing}
+    print(json.dumps(row | {"backend": backend, "text": text.decode(chosen)}))
 
 
 def _load(model: str, layers: int) -> tuple[Any, list[list[int]]]:
