@@ -2,7 +2,8 @@
 
 Same figures and same form as `export.verify` gives for CPU targets. The simulator is exact and
 slow (a prefill chunk of SmolLM2-135M takes it a minute), so it gets the first case and the first
-positions of its answer; the same static graphs on the CPU provider cover `CPU_CASES` of them. The figures at the top level of the report are the simulator's.
+positions of its answer; the same static graphs on the CPU provider cover `CPU_CASES` of them. The
+figures at the top level of the report are the simulator's.
 """
 
 from __future__ import annotations
