@@ -39,7 +39,7 @@ class Compiled:
 
 
 def compile_graph(graph: Path, context: Path, soc: Soc) -> Compiled:
-    """Write `context` (ONNX wrapper) and its binary for `graph`, the CPU forbidden.
+    """Write `context` (ONNX wrapper, beside `graph`) and its binary, the CPU forbidden.
 
     Raises `EnvironmentFailure` when a node cannot run on HTP, the plugin is absent, or the
     compiler dies; nothing is left behind then.
@@ -47,9 +47,18 @@ def compile_graph(graph: Path, context: Path, soc: Soc) -> Compiled:
     from edge_runtime.qnn import context_binary
 
     answer = context.with_suffix(".json")
-    command = [sys.executable, "-m", "export.npu_compile", str(graph), str(context), soc.name]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    # Bare names, in the graph's own folder: the binary holds a hash of the path it was given, and
+    # the same export must give the same bytes.
+    command = [sys.executable, "-m", "export.npu_compile", graph.name, context.name, soc.name]
+    paths = os.pathsep.join(os.path.abspath(path or ".") for path in sys.path)
+    done = subprocess.run(
+        command,
+        cwd=graph.parent,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     binary = context_binary(context)
     try:
         if done.returncode < 0:
@@ -69,7 +78,8 @@ def compile_graph(graph: Path, context: Path, soc: Soc) -> Compiled:
             context.unlink(missing_ok=True)
             binary.unlink(missing_ok=True)
     if "error" in report:
-        raise EnvironmentFailure(*report["error"][:2], todo=report["error"][2])
+        what, todo = report["error"]
+        raise EnvironmentFailure(str(graph), what, todo=todo)
     return Compiled(
         context=context,
         binary=binary,
@@ -95,7 +105,7 @@ def _child(graph: Path, context: Path, soc_name: str) -> int:
         )
         report = {"coverage": placement(session).model_dump()}
     except EnvironmentFailure as error:
-        report = {"error": [error.where, error.what, error.todo]}
+        report = {"error": [error.what, error.todo]}
     report["seconds"] = round(time.monotonic() - started, 1)
     report["peak_rss_mb"] = round(peak_mb(), 1)
     context.with_suffix(".json").write_text(json.dumps(report))

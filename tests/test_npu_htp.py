@@ -93,6 +93,18 @@ def test_both_recipes_are_near_the_float_model(built: tuple[Path, NpuBuild], mod
             assert divergence(expected, got[at, row]) < 0.002
 
 
+def test_the_same_model_gives_the_same_bytes(
+    built: tuple[Path, NpuBuild], model: Any, tmp_path: Path
+) -> None:
+    folder, made = built
+    target = "npu-qnn" if made.section.recipe == "blocks" else "npu-qnn-w8a16"
+    build(model, tmp_path, NpuOptions(target=target, chunk=8, past=32), calibration=PROMPTS)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted(path.name for path in tmp_path.iterdir())
+    for name in names:
+        assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
+
+
 def test_a_graph_that_htp_cannot_run_whole_is_an_error_and_leaves_nothing(
     tmp_path: Path, model: Any
 ) -> None:
