@@ -63,8 +63,9 @@ def gain(
 class Method:
     """One steering rule with its numbers.
 
-    The policy is ``(1 - mix) softmax(base + gain * f(D)) + mix * p_aware`` on the candidates, with
-    f the identity (`linear`) or max(., 0) (`positive`), after D was clipped to [-clip, clip].
+    The policy is ``(1 - mix) softmax((base + gain * f(D)) / temper) + mix * p_aware`` on the
+    candidates, with f the identity (`linear`) or max(., 0) (`positive`), after D was clipped to
+    [-clip, clip].
     """
 
     name: str
@@ -77,6 +78,9 @@ class Method:
     late_gain: float | None = None
     """The gain from position `decay_tokens` on, reached linearly; None: constant."""
     decay_tokens: int = 0
+    temper: float = 1.0
+    """1 + the weight of an entropy bonus (docs/method.md): above 1 the rule is less sure of
+    itself. Its best token stays the best, so greedy answers do not change."""
 
     def __post_init__(self) -> None:
         for what, value, low, high in (
@@ -85,6 +89,7 @@ class Method:
             ("mix", self.mix, 0.0, 1.0),
             ("clip", self.clip, 0.0, 1e4),
             ("decay", self.decay_tokens, 0, 1_000_000),
+            ("temper", self.temper, 0.1, 10.0),
         ):
             if value is not None and not low <= value <= high:
                 raise UsageError(
@@ -124,6 +129,7 @@ PRESETS: Mapping[str, Method] = MappingProxyType(
         for m in (
             Method("costeer", gain(20)),
             Method("light", gain(1)),
+            Method("tempered", 1.0, temper=1.2),
             Method("blend", 0.75, rule="positive", mix=0.15),
             Method("context-steering", 1.0, base="aware"),
             Method("linear-alignment", 1.0, base="agnostic"),
@@ -134,7 +140,8 @@ PRESETS: Mapping[str, Method] = MappingProxyType(
         )
     }
 )
-"""`costeer`, `light`: the paper with T = 20 and T = 1. `context-steering` (CoS, arXiv 2405.01768)
+"""`costeer`, `light`: the paper with T = 20 and T = 1. `tempered`: our default, fitted in
+docs/quality.md. `context-steering` (CoS, arXiv 2405.01768)
 and `linear-alignment` (arXiv 2401.11458): the small model steers itself. `proxy` (proxy tuning,
 arXiv 2401.08565): the aware row is a tuned small model, the agnostic row the untuned one."""
 
@@ -159,9 +166,14 @@ def log_softmax(scores: Floats) -> Floats:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def steer(base: Floats, delta: Floats, gain: float) -> Floats:
-    """log softmax(base + gain * delta): the paper's iterate after the rounds that make `gain`."""
-    return log_softmax(base + base.dtype.type(gain) * delta)
+def steer(base: Floats, delta: Floats, gain: float, temper: float = 1.0) -> Floats:
+    """log softmax((base + gain * delta) / temper).
+
+    With `temper` 1: the paper's iterate after the rounds that make `gain`.
+    """
+    number = base.dtype.type
+    steered = base + number(gain) * delta
+    return log_softmax(steered if temper == 1 else steered / number(temper))
 
 
 def clip(delta: Floats, bound: float | None) -> Floats:
@@ -196,7 +208,7 @@ def policy(
             # Raw logits carry an arbitrary offset; a bound on D means something only without it.
             delta = clip(log_softmax(logits[AWARE]) - log_softmax(logits[AGNOSTIC]), method.clip)
         base = log_softmax(candidates.logprobs)
-        return Steered(candidates.ids, steer(base, delta, k), base)
+        return Steered(candidates.ids, steer(base, delta, k, method.temper), base)
     own = log_softmax(logits)
     if not method.asks_cloud:
         base = own[AWARE if method.base == "aware" else AGNOSTIC]
@@ -208,7 +220,7 @@ def policy(
     delta = clip(aware - own[AGNOSTIC][ids], method.clip)
     if method.rule == "positive":
         delta = np.maximum(delta, 0)
-    steered = steer(base, delta, k)
+    steered = steer(base, delta, k, method.temper)
     if method.mix:
         with np.errstate(divide="ignore"):
             rest, share = np.log(1 - method.mix), np.log(method.mix)

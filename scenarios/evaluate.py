@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_runtime.candidates import codec
 from edge_runtime.errors import UsageError
 from edge_runtime.steering import Method
 from scenarios.datasets import Case
@@ -35,6 +36,7 @@ class Plan:
     generate: int = 0
     """Longest generated answer, in tokens; 0: none."""
     codec: str = "full"
+    """What crosses the wire; `full` (fp16) loses nothing worth counting in references."""
     level: float = LEVEL
 
 
@@ -105,6 +107,9 @@ def _answers(answers: Sequence[Answer], level: float) -> dict[str, Any]:
         "rougeL": mean([a.rougeL for a in answers], level=level).dict(),
         "distinct2": mean([a.distinct2 for a in answers], level=level).dict(),
         "length": mean(tokens, level=level).dict(),
+        "downlink_bytes_per_token": ratio(
+            [float(a.downlink_bytes) for a in answers], tokens, level=level
+        ).dict(),
         "answers": len(answers),
     }
 
@@ -131,9 +136,10 @@ def evaluate(
     for number, case in enumerate(told):
         progress("reading references", number, len(told))
         kept.append(predictions(case, pair, plan.lengths, store))
+    wire = codec(plan.codec) if plan.codec != "full" else None
     results = {rule.name: Result(rule) for rule in plan.methods}
     for rule in plan.methods:
-        results[rule.name].scores = [score(rule, one) for one in kept]
+        results[rule.name].scores = [score(rule, one, wire) for one in kept]
     if plan.generate:
         total, done = len(cut) * len(plan.methods), 0
         for case in cut:

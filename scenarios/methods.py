@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.candidates import CandidateSet
+from edge_runtime.candidates import CandidateSet, Codec
 from edge_runtime.errors import UsageError
-from edge_runtime.steering import Method, method, policy
+from edge_runtime.steering import Method, log_softmax, method, policy
 from scenarios.metrics import kl
 from scenarios.predictions import AGNOSTIC, AWARE, CLOUD, UPLOAD, Predictions, Table
 
@@ -57,20 +57,44 @@ class Score:
     tokens: int
 
 
-def steered(rule: Method, table: Table, position: int) -> npt.NDArray[np.floating]:
-    """log policy [C] of `rule`, from log-probabilities [4, C] that sum to one."""
+def steered(
+    rule: Method, table: Table, position: int, codec: Codec | None = None
+) -> npt.NDArray[np.floating]:
+    """log policy [C] of `rule`, from log-probabilities [4, C] that sum to one.
+
+    With a `codec` the device sees what that leaves of the cloud's prediction. Tokens that were not
+    sent then share the probability that the frame says was left out, in proportion to what the
+    aware branch thinks of them: all that a device could know.
+    """
     base = UPLOAD if rule.base == "informed-cloud" else CLOUD
+    cloud = table[base].astype(np.float64)
     logits = None if base == UPLOAD else table[[AWARE, AGNOSTIC]].astype(np.float64)
-    candidates = CandidateSet(np.arange(table.shape[1]), table[base].astype(np.float64), full=True)
-    return policy(rule, candidates, logits, position).policy
+    sent = CandidateSet(np.arange(len(cloud)), cloud, full=True)
+    if codec is not None:
+        sent = codec.decode(codec.encode(cloud[:-1]))
+        if sent.full:
+            sent = CandidateSet(
+                np.arange(len(cloud)), np.append(sent.logprobs, cloud[-1]), full=True
+            )
+    if logits is not None and not rule.full_head:
+        logits = logits[:, sent.ids]
+    found = policy(rule, sent, logits, position)
+    if sent.full:
+        return found.policy
+    whole = np.full(len(cloud), -np.inf)
+    outside = np.setdiff1d(np.arange(len(cloud)), found.ids)
+    left_out = min(max(sent.left_out, 1e-9), 1 - 1e-9)
+    whole[found.ids] = found.policy + np.log1p(-left_out)
+    whole[outside] = np.log(left_out) + log_softmax(table[AWARE, outside].astype(np.float64))
+    return whole
 
 
-def score(rule: Method, kept: Predictions) -> Score:
-    """`rule` on the reference of `kept`."""
+def score(rule: Method, kept: Predictions, codec: Codec | None = None) -> Score:
+    """`rule` on the reference of `kept`, through `codec` (None: nothing is lost)."""
     nll = divergence = same = diverged = 0.0
     for at in range(len(kept)):
         _, table = kept.position(at)
-        chosen = steered(rule, table, at)
+        chosen = steered(rule, table, at, codec)
         nll -= float(chosen[kept.target(at)])
         divergence += float(kl(table[UPLOAD], chosen))
         best = int(np.argmax(chosen[:-1]))

@@ -40,6 +40,7 @@ class Answer:
     rouge1: float
     rougeL: float
     distinct2: float
+    downlink_bytes: int = 0
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -64,7 +65,8 @@ def generate(rule: Method, case: Case, pair: Pair, tokens: int, codec_name: str)
     ids = [record.token for record in transcript.records]
     diverged = sum(bool(one.decision and one.decision.diverged) for one in transcript.records)
     text = pair.text.decode([token for token in ids if token not in ends])
-    return measure(case, pair, ids, text, diverged)
+    measured = measure(case, pair, ids, text, diverged)
+    return dataclasses.replace(measured, downlink_bytes=transcript.downlink_bytes)
 
 
 def measure(case: Case, pair: Pair, ids: Sequence[int], text: str, diverged: int) -> Answer:

@@ -14,13 +14,15 @@ from typer.testing import CliRunner
 from cloud_sim.live.llm import TransformersModel
 from edge_runtime.branches import open_branches
 from edge_runtime.bundle import Bundle
+from edge_runtime.candidates import codec
 from edge_runtime.errors import UsageError
 from edge_runtime.steering import PRESETS, Method, log_softmax
 from edge_runtime.text import Text
 from scenarios.datasets import Case, read
 from scenarios.evaluate import Evaluation, Plan, evaluate, predictions
 from scenarios.fit import fit, halves
-from scenarios.methods import parse, parse_all, score
+from scenarios.methods import parse, parse_all, score, steered
+from scenarios.metrics import kl
 from scenarios.pair import Lengths, ModelBranches, Pair, along, both_along
 from scenarios.predictions import AGNOSTIC, AWARE, CLOUD, UPLOAD, Predictions, Store, gather
 from tests.tiny import write_model
@@ -122,6 +124,23 @@ def test_a_method_on_kept_predictions_is_the_method_on_whole_vectors(name: str) 
     assert found.diverged == (policy.argmax(1) != tables[CLOUD].argmax(1)).sum()
     assert found.top1_upload == (policy.argmax(1) == tables[UPLOAD].argmax(1)).sum()
     assert found.tokens == n
+
+
+@pytest.mark.parametrize("name", ["light", "tempered", "blend", "upload", "device-only"])
+@pytest.mark.parametrize("wire", ["full", "full8", "topk:8", "packed:300", "nucleus:0.9"])
+def test_a_codec_leaves_a_distribution_and_more_bytes_lose_less(name: str, wire: str) -> None:
+    rng = np.random.default_rng(5)
+    kept = gather(whole_tables(rng, 3, 2500), [5, 6, 7])
+    for at in range(3):
+        table = kept.position(at)[1]
+        seen = steered(PRESETS[name], table, at, codec(wire))
+        assert np.exp(seen.astype(float)).sum() == pytest.approx(1.0, abs=1e-6)
+        whole = steered(PRESETS[name], table, at)
+        few = steered(PRESETS[name], table, at, codec("topk:2"))
+        if name in ("light", "upload"):
+            assert kl(whole, seen) < kl(whole, few)
+        if wire.startswith("full"):
+            assert kl(whole, seen) < 1e-3
 
 
 def test_the_ends_of_the_gap_are_0_and_1(evaluation: Evaluation) -> None:

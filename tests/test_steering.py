@@ -177,6 +177,37 @@ def test_a_clip_bounds_what_a_token_can_tell(bound: float, k: float, seed: int) 
     assert np.abs(policies[0].policy - policies[1].policy).max() <= 4 * k * bound + 1e-9
 
 
+@given(st.floats(0.5, 3.0), st.floats(0.0, 2.0), st.integers(0, 2**31))
+def test_tempering_divides_log_odds_and_keeps_the_best_token(
+    temper: float, k: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    base = log_softmax(rng.normal(0, 3, 40))
+    logits = rng.normal(0, 3, (2, 40))
+    candidates = CandidateSet(np.arange(40), base, full=True)
+    plain = policy(Method("plain", k), candidates, logits).policy
+    soft = policy(Method("soft", k, temper=temper), candidates, logits).policy
+    # A policy without gain does not steer, and is the cloud's own: nothing to temper.
+    expected = plain if k == 0 else log_softmax(plain / temper)
+    np.testing.assert_allclose(soft, expected, atol=1e-9)
+    assert soft.argmax() == plain.argmax()
+
+
+def test_the_tempered_policy_maximises_gain_minus_cost_plus_entropy() -> None:
+    """k E[D] - KL(p || base) + h H(p) is largest at softmax((L + k D) / (1 + h))."""
+    rng = np.random.default_rng(8)
+    base, delta, k, h = log_softmax(rng.normal(0, 2, 12)), rng.normal(0, 2, 12), 1.0, 0.2
+
+    def worth(logprobs: np.ndarray) -> float:
+        chances = np.exp(logprobs)
+        return float((chances * (k * delta - (1 + h) * logprobs + base)).sum())
+
+    best = worth(steer(base, delta, k, 1 + h))
+    for _ in range(200):
+        other = log_softmax(steer(base, delta, k, 1 + h) + rng.normal(0, 0.3, 12))
+        assert worth(other) < best
+
+
 def test_a_decaying_gain() -> None:
     decaying = Method("m", 1.8, late_gain=0.4, decay_tokens=24)
     assert [decaying.gain_at(p) for p in (0, 12, 24, 100)] == pytest.approx([1.8, 1.1, 0.4, 0.4])
