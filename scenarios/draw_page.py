@@ -38,6 +38,9 @@ def fragment(figure: Figure) -> str:
     )
     drawn.update_xaxes(type="log" if figure.x_log else None, gridcolor="rgba(128,128,128,.25)")
     drawn.update_yaxes(gridcolor="rgba(128,128,128,.25)")
+    if figure.x_names:
+        places = list(range(len(figure.x_names)))
+        drawn.update_xaxes(tickvals=places, ticktext=list(figure.x_names))
     text: str = drawn.to_html(
         full_html=False,
         include_plotlyjs=False,

@@ -70,6 +70,9 @@ def _marks(figure: Figure, axes: object) -> None:
                 axes.annotate(  # type: ignore[attr-defined]
                     point.label, (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7
                 )
+    if figure.x_names:
+        places = range(len(figure.x_names))
+        axes.set_xticks(places, figure.x_names, fontsize=8)  # type: ignore[attr-defined]
     if figure.x_log:
         axes.set_xscale("log")  # type: ignore[attr-defined]
     axes.grid(alpha=0.3)  # type: ignore[attr-defined]

@@ -52,6 +52,8 @@ class Figure:
     series: tuple[Series, ...] = ()
     note: str = ""
     x_log: bool = False
+    x_names: tuple[str, ...] = ()
+    """Names of the places 0, 1, ... where x is no number."""
     kind: Literal["marks", "grid"] = "marks"
     grid: tuple[tuple[str, str, float, str], ...] = field(default=())
     """`grid`: (row, column, value, text) of each field."""
@@ -94,21 +96,25 @@ def times(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
     if "token_ms_p50" not in rows:
         return None
     others = [name for name in varied if name not in ("network", "seed", "case")]
-    series = []
+    series: list[Series] = []
     links = list(dict.fromkeys(rows["profile"]))
-    for name, part in arms(rows, others):
+    found = list(arms(rows, others))
+    for name, part in found:
         points = []
         for link in links:
             here = part[part["profile"] == link]
             if len(here):
-                points.append(_estimated(links.index(link), here["token_ms_p50"], label=link))
+                # Arms stand beside each other, not on top.
+                x = links.index(link) + 0.5 * (len(series) + 1) / (len(found) + 1) - 0.25
+                points.append(_estimated(x, here["token_ms_p50"], label=f"{link} · {name}"))
         series.append(Series(name, tuple(points)))
     return Figure(
         "time-by-link",
         "Time per token by link",
-        "link: " + ", ".join(f"{i} {link}" for i, link in enumerate(links)),
+        "link",
         "ms per token (median)",
         tuple(series),
+        x_names=tuple(links),
         note="Virtual time. Bars: 90 % interval over cases and seeds; one case has none.",
     )
 
@@ -147,6 +153,8 @@ def bytes_front(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         bytes_per_token=(rows["uplink_bytes"] + rows["downlink_bytes"])
         / rows["tokens"].map(lambda tokens: max(1, tokens.count(",") + 1))
     )
+    if rows["bytes_per_token"].max() < 1.01 * rows["bytes_per_token"].min():
+        return None
     return _front(
         rows,
         [name for name in varied if name not in ("seed", "case")],
@@ -197,9 +205,10 @@ def quality(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
     return Figure(
         "gap-captured",
         "Share of the gap to an informed cloud that is captured",
-        "gain" if by_gain else ", ".join(f"{i} {name}" for i, (name, _) in enumerate(found)),
+        "gain" if by_gain else "",
         "share of the gap (1: the cloud with the note; 0: without)",
         (Series("gap captured", tuple(points), joined=by_gain),),
+        x_names=() if by_gain else tuple(name for name, _ in found),
         note=f"Teacher-forced on {rows['case'].nunique()} references; 90 % intervals over cases.",
     )
 

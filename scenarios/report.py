@@ -57,9 +57,11 @@ def _answers(store: Store, study: dict[str, Any]) -> list[tuple[str, dict[str, A
     keys: list[str] = study["cells"]
     if study["measure"] != "time":
         return []
-    step = max(1, len(keys) // ANSWERS)
+    different: dict[str, str] = {}
+    for key in keys:
+        different.setdefault(store.get(key)["row"]["text"], key)
     found = []
-    for key in keys[::step][:ANSWERS]:
+    for key in list(dict.fromkeys([*different.values(), *keys]))[:ANSWERS]:
         answer = store.get(key)
         row = answer["row"]
         names = {"network": "profile", "device": "device_profile", "cloud": "cloud_profile"}

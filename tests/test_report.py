@@ -66,6 +66,7 @@ def result(cell: Any, slower: float) -> dict[str, Any]:
         "device_profile": cell.device,
         "cloud_profile": cell.cloud,
         "tokens": [1, 1],
+        "text": f"{cell.codec} {cell.seed}",
         "ttft_ms": ms,
         "token_ms_p50": ms,
         "token_ms_p95": ms,

@@ -38,6 +38,8 @@ class DeviceCosts:
 
     def ms(self, kind: Kind, load: Load) -> float:
         """Time of one `Compute` of that kind and load."""
+        if load.rows == 0:  # no small model takes part
+            return 0.0
         if kind == "head":
             return self.head_ms + self.head_ms_per_candidate * load.candidates
         if kind == "steer":
