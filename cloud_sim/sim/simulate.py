@@ -57,6 +57,19 @@ class Labels:
     codec: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What a real driver and server take for themselves: threads, event loops, system calls."""
+
+    token_ms: float = 0.0
+    """Per frame that was waited for."""
+    connect_ms: float = 0.0
+    """Per connection."""
+
+
+NO_HOST = Host()
+
+
 def simulate(
     schedule: Schedule,
     session: Session,
@@ -118,6 +131,7 @@ class Exchange:
         labels: Labels = Labels(),
         pad_to: int = 0,
         connect: bool = False,
+        host: Host = NO_HOST,
     ) -> None:
         timers = SimTimers(env)
         self._env = env
@@ -127,6 +141,7 @@ class Exchange:
         self._transport = transport
         self._costs, self._engine = device_costs, engine
         self._pad_to, self._connect = pad_to, connect
+        self._host = host
         self._device_inbox, self._cloud_inbox = _Inbox(env), _Inbox(env)
         self._error: Exception | None = None
         self.transcript = Transcript(
@@ -165,6 +180,7 @@ class Exchange:
         clock = TokenClock(start_ms, ClockOffset(0.0))
         if self._connect:
             yield from self._set_up()
+            yield env.timeout(self._host.connect_ms)
             transcript.counters["connect_ms"] = env.now - start_ms
             clock.waited(env.now - start_ms)
         env.process(self._cloud())
@@ -205,6 +221,10 @@ class Exchange:
                     continue
                 (frame, stamp), arrived = inbox.frames.popleft()
                 clock.received(began, env.now, arrived, stamp)
+                if env.now > began:
+                    ahead = (
+                        self._host.token_ms
+                    )  # nothing claims it, so the clock calls it the host's
                 if asked and env.now > began:
                     transcript.round_trips += 1
                 asked = False

@@ -32,7 +32,7 @@ from cloud_sim.sim.fleet import made_up
 from cloud_sim.sim.replay import Replay, TapeCloud
 from cloud_sim.sim.roofline import Roofline
 from cloud_sim.sim.serving import Batching, Serving
-from cloud_sim.sim.simulate import Exchange
+from cloud_sim.sim.simulate import NO_HOST, Exchange, Host
 from edge_runtime.connections.websocket import answer
 from edge_runtime.schedules.actions import Compute, Finish, Schedule
 from edge_runtime.schedules.lockstep import lockstep
@@ -87,7 +87,7 @@ def replay(tokens: int, seed: int = 0) -> Replay:
     return Replay(tape, rule)
 
 
-def simulated(scenario: Scenario) -> list[Transcript]:
+def simulated(scenario: Scenario, host: Host = NO_HOST) -> list[Transcript]:
     """All sessions of a scenario in virtual time."""
     env = simpy.Environment()
     engine = Serving(env, CLOUD, Batching())
@@ -105,6 +105,7 @@ def simulated(scenario: Scenario) -> list[Transcript]:
             engine=engine,
             transport=TRANSPORT,
             connect=True,
+            host=host,
         )
         env.process(exchange.device())
         exchanges.append(exchange)
@@ -181,6 +182,9 @@ def _sleep(began: float, ms: float) -> None:
         time.sleep(left)
 
 
+FIGURES = ("ttft_ms", "token_ms_p50", "token_ms_p95")
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One scenario, both ways. Times in ms, over all sessions."""
@@ -188,26 +192,25 @@ class Comparison:
     scenario: str
     real: dict[str, float]
     simulated: dict[str, float]
+    bare: dict[str, float]
+    """Simulated without the host's own time."""
     bytes_error: int
     same_tokens: bool
 
     def row(self) -> dict[str, Any]:
         """As `--json` prints it; errors are relative, (simulated - real) / real."""
-        errors = {
-            f"{name}_error": (self.simulated[name] - self.real[name]) / self.real[name]
-            for name in FIGURES
-        }
         return {
             "scenario": self.scenario,
-            **errors,
+            **{f"{name}_error": self._error(self.simulated, name) for name in FIGURES},
             "bytes_error": self.bytes_error,
             "same_tokens": self.same_tokens,
+            "without_host": {f"{name}_error": self._error(self.bare, name) for name in FIGURES},
             "real": self.real | {"origin": "measured"},
             "simulated": self.simulated | {"origin": "modelled"},
         }
 
-
-FIGURES = ("ttft_ms", "token_ms_p50", "token_ms_p95")
+    def _error(self, ours: dict[str, float], name: str) -> float:
+        return (ours[name] - self.real[name]) / self.real[name]
 
 
 def figures(transcripts: Sequence[Transcript]) -> dict[str, float]:
@@ -222,9 +225,30 @@ def figures(transcripts: Sequence[Transcript]) -> dict[str, float]:
     }
 
 
-def compare(scenario: Scenario, rounds: int = 3) -> Comparison:
-    """The median of `rounds` real runs against the simulated one."""
-    virtual = simulated(scenario)
+def host(rounds: int = 3) -> Host:
+    """What threads, event loops, sockets and server take, measured where no link is: the same
+    stack and the same sleeps behind a shaper that holds nothing back."""
+    bare = Scenario(
+        "no link",
+        lambda _: (
+            Link(ConstantRate(1e11), ConstantDelay(0.0)),
+            Link(ConstantRate(1e11), ConstantDelay(0.0)),
+        ),
+    )
+    runs = [figures(asyncio.run(measured(bare))) for _ in range(rounds)]
+    ideal = figures(simulated(bare))
+
+    def extra(name: str) -> float:
+        return max(0.0, float(np.median([run[name] for run in runs])) - ideal[name])
+
+    token_ms = extra("token_ms_p50")
+    with_token = figures(simulated(bare, Host(token_ms)))["ttft_ms"] - ideal["ttft_ms"]
+    return Host(token_ms, max(0.0, extra("ttft_ms") - with_token))
+
+
+def compare(scenario: Scenario, host: Host, rounds: int = 3) -> Comparison:
+    """The median of `rounds` real runs against the simulated one with the measured `host`."""
+    virtual = simulated(scenario, host)
     runs = [asyncio.run(measured(scenario)) for _ in range(rounds)]
     every = [figures(run) for run in runs]
     real = {name: float(np.median([run[name] for run in every])) for name in every[0]}
@@ -234,6 +258,7 @@ def compare(scenario: Scenario, rounds: int = 3) -> Comparison:
         scenario.name,
         real,
         ours,
+        figures(simulated(scenario)),
         int(max(abs(run[name] - ours[name]) for run in every for name in directions)),
         all(t.tokens == v.tokens for run in runs for t, v in zip(run, virtual, strict=True)),
     )

@@ -1,0 +1,138 @@
+"""How fast the simulator is: one device over a trace link, fleets of 100 to 10,000, capacity.
+
+    python -m benchmarks.bench_simulator              all but the largest fleet
+    python -m benchmarks.bench_simulator --large      the fleet of 10,000 too (minutes)
+    python -m benchmarks.bench_simulator --capacity   how many phones one cloud serves, by schedule
+
+Each fleet runs in a process of its own, for its own peak memory. Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+from cloud_sim.net.catalogue import network
+from cloud_sim.net.links import ConstantDelay, Link
+from cloud_sim.net.streams import stream
+from cloud_sim.net.traces import convert, markov
+from cloud_sim.sim.fleet import capacity, fleet, made_up_replays, poisson
+from cloud_sim.sim.machines import cloud, device
+from cloud_sim.sim.serving import Batching
+from cloud_sim.sim.simulate import simulate
+from edge_runtime.schedules.lockstep import lockstep
+from edge_runtime.schedules.runahead import runahead
+
+TOKENS = 128
+DIVERGENCE = 0.15
+"""Share of steps at which steering changes the token (14-16 % measured at gain 0.476)."""
+
+
+def single(rounds: int = 5, answers: int = 40) -> dict[str, float]:
+    """Tokens per second of one device over a trace link, tape replay: the best of `rounds`."""
+    up, down = (
+        convert(markov([2, 10, 30], 2000, 60_000, stream(0, name)), "mahimahi")
+        for name in ("up", "down")
+    )
+    (replay,) = made_up_replays(1, TOKENS, DIVERGENCE)
+    phone, server = device("oneplus-12").costs(weights_mb=137.5), cloud("a100-qwen2.5-7b").costs()
+    rates = []
+    for _ in range(rounds):
+        began, tokens = time.perf_counter(), 0
+        for _ in range(answers):
+            transcript = simulate(
+                lockstep(replay.device(), replay.request(TOKENS)),
+                replay.session(),
+                uplink=Link(up.as_rate(), ConstantDelay(25)),
+                downlink=Link(down.as_rate(), ConstantDelay(25)),
+                device_costs=phone,
+                cloud_costs=server,
+            )
+            tokens += len(transcript.records)
+        rates.append(tokens / (time.perf_counter() - began))
+    return {"tokens_per_s": max(rates), "median_tokens_per_s": sorted(rates)[len(rates) // 2]}
+
+
+def one_fleet(devices: int) -> dict[str, float]:
+    """Seconds and peak memory of a fleet that arrives at 4 answers a second."""
+    began = time.perf_counter()
+    result = fleet(
+        poisson(devices, 4.0, 0),
+        made_up_replays(8, TOKENS, DIVERGENCE),
+        network=network("lte"),
+        device_costs=device("oneplus-12").costs(weights_mb=137.5),
+        roofline=cloud("h100x2-llama-3.1-8b").roofline(),
+        batching=Batching(rows=256),
+        max_tokens=TOKENS,
+    )
+    seconds = time.perf_counter() - began
+    assert result.answers == devices
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"devices": devices, "seconds": seconds, "peak_mb": peak_mb} | {
+        "us_per_token": seconds * 1e6 / (devices * TOKENS)
+    }
+
+
+def phones_per_gpu(target_ms: float = 100.0) -> dict[str, Any]:
+    """Phones that answer at the same time with a p95 time per token within the target."""
+    found: dict[str, Any] = {"target_ms": target_ms}
+    schedules = {"lockstep": lockstep, "runahead": runahead}
+    for name in ("a100-qwen2.5-7b", "h100x2-llama-3.1-8b", "h100x2-llama-3.3-70b"):
+        line = cloud(name).roofline()
+        for schedule, make in schedules.items():
+            replays = made_up_replays(8, 48, DIVERGENCE)
+
+            def run(phones: int, make: Any = make, line: Any = line, replays: Any = replays) -> Any:
+                # All within a second: the phones are busy at the same time.
+                return fleet(
+                    poisson(phones, phones, 0),
+                    replays,
+                    network=network("lte"),
+                    device_costs=device("oneplus-12").costs(weights_mb=137.5),
+                    roofline=line,
+                    batching=Batching(rows=256),
+                    schedule=make,
+                    max_tokens=48,
+                )
+
+            best = capacity(run, target_ms, most=1024)
+            found[f"{name} {schedule}"] = {"phones": best.phones, "p95_ms": best.token_ms_p95}
+            print(f"{name:>22} {schedule:>9}: {best.phones} phones", file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--capacity", action="store_true")
+    parser.add_argument("--fleet", type=int, help="one fleet of this many devices, as JSON")
+    parser.add_argument("--json", action="store_true", help="accepted: the last line always is")
+    options = parser.parse_args()
+    if options.fleet:
+        print(json.dumps(one_fleet(options.fleet)))
+        return
+    if options.capacity:
+        print(json.dumps(phones_per_gpu()))
+        return
+    report: dict[str, Any] = {"single": single(), "fleets": []}
+    print(f"one device: {report['single']['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
+    for devices in (100, 300, 1000, *((3000, 10_000) if options.large else ())):
+        command = [sys.executable, "-m", "benchmarks.bench_simulator", "--fleet", str(devices)]
+        shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        report["fleets"].append(json.loads(shown))
+        row = report["fleets"][-1]
+        print(
+            f"{devices:>7} devices: {row['seconds']:.1f} s, {row['peak_mb']:.0f} MB, "
+            f"{row['us_per_token']:.0f} us per token",
+            file=sys.stderr,
+        )
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
