@@ -42,7 +42,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 reference: $(STAMP)
-	$(BIN)/python -m docs.reference
+	$(BIN)/python docs/reference.py
 
 # A throw-away environment, so that nothing installed by hand slips in.
 constraints:

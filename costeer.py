@@ -95,13 +95,13 @@ VERBS: tuple[Verb, ...] = (
 )
 
 
-def app(called: str | None = None) -> typer.Typer:
+def app(called: str | None = None, *, rich: bool = True) -> typer.Typer:
     """The command line. Only the verb named `called` is imported; the others are their help."""
     front = typer.Typer(
         name="costeer",
         no_args_is_help=True,
         # The front page is plain: rendering it through rich costs more than all else together.
-        rich_markup_mode="rich" if called else None,
+        rich_markup_mode="rich" if called and rich else None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

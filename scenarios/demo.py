@@ -18,15 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
+from scenarios.cli_study import study_path
 from scenarios.run import Machines, run
 from scenarios.spec import Cell, read_scenario
 
-LIBRARY = Path(__file__).resolve().parent / "library"
-
-
 def demo(
-    example: Path = typer.Option(
-        LIBRARY / "dinner.toml", "--example", help="Scenario with a query and a private note."
+    example: str = typer.Option(
+        "dinner", "--example", help="Scenario with a query and a private note: a name or a file."
     ),
     out: Path = typer.Option(Path("demo-out"), "--out", help="Folder for the page."),
     settings: list[str] = typer.Option(
@@ -36,7 +34,7 @@ def demo(
 ) -> None:
     """Answer a question with a private note, cloud alone and steered, on real weights."""
     console = Console(stderr=as_json)
-    cells = list(read_scenario(example, settings).cells())
+    cells = list(read_scenario(study_path(example), settings).cells())
     result = show(cells, console)
     page = out / "demo.html"
     from scenarios.page import write_page

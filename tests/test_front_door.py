@@ -8,6 +8,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -16,10 +17,18 @@ import costeer
 from edge_runtime.errors import BundleError, CosteerError, Refused, UsageError
 
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
 def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter: what one test imported is not there for the next."""
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -160,3 +169,12 @@ def test_the_traceback_is_there_for_who_asks(
 def test_version_is_the_one_that_is_packaged(capsys: pytest.CaptureFixture[str]) -> None:
     assert costeer.run(["--version"]) == 0
     assert capsys.readouterr().out == f"costeer-edge {costeer.__version__}\n"
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    done = in_a_process(
+        "-c", "import runpy; print(runpy.run_path('docs/reference.py')['reference'](), end='')"
+    )
+    assert done.returncode == 0, done.stderr
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert done.stdout == written, "docs/cli.md is not what the code says: make reference"
