@@ -22,6 +22,7 @@ from scenarios.cli_study import study_path
 from scenarios.run import Machines, run
 from scenarios.spec import Cell, read_scenario
 
+
 def demo(
     example: str = typer.Option(
         "dinner", "--example", help="Scenario with a query and a private note: a name or a file."

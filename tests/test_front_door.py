@@ -16,7 +16,6 @@ import typer
 import costeer
 from edge_runtime.errors import BundleError, CosteerError, Refused, UsageError
 
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
