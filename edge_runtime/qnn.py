@@ -19,7 +19,7 @@ from edge_runtime.errors import EnvironmentFailure
 from edge_runtime.npu_manifest import Coverage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 PROVIDER = "QNNExecutionProvider"
 _lock = threading.Lock()
@@ -118,15 +118,23 @@ def context_binary(context: Path) -> Path:
     return context.with_name(context.stem + "_qnn.bin")
 
 
-def placement(session: ort.InferenceSession) -> Coverage:
-    """Which provider took which nodes, as onnxruntime recorded it for `session`."""
-    nodes: Counter[str] = Counter()
+def placement(session: ort.InferenceSession) -> list[tuple[str, str, str]]:
+    """(provider, operator, node) for every node, as onnxruntime recorded it for `session`."""
+    return [
+        (part.ep_name, node.op_type, node.name)
+        for part in session.get_provider_graph_assignment_info()
+        for node in part.get_nodes()
+    ]
+
+
+def coverage(nodes: Iterable[tuple[str, str, str]]) -> Coverage:
+    """Counts of a `placement`, by provider and by provider and operator."""
+    by_provider: Counter[str] = Counter()
     operators: dict[str, Counter[str]] = {}
-    for part in session.get_provider_graph_assignment_info():
-        kinds = Counter(node.op_type for node in part.get_nodes())
-        nodes[part.ep_name] += kinds.total()
-        operators.setdefault(part.ep_name, Counter()).update(kinds)
+    for provider, operator, _ in nodes:
+        by_provider[provider] += 1
+        operators.setdefault(provider, Counter())[operator] += 1
     return Coverage(
-        nodes=dict(nodes),
+        nodes=dict(by_provider),
         operators={name: dict(kinds.most_common()) for name, kinds in operators.items()},
     )

@@ -10,6 +10,7 @@ NAME_ctx_qnn.bin (compiled for one SoC).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from export.npu_socs import DEFAULT_SOC, NPU_TARGETS, Soc, soc
 from export.tensors import TensorFile
 
 EMBEDDING = "embedding.bin"
+PLACEMENT = "placement.json"
+"""Every node of every graph: provider, operator, name."""
 
 Progress = Callable[[str], None]
 
@@ -111,6 +114,9 @@ def build(
             graphs[name] = graph.model_copy(
                 update={"context": made.context.name, "binary": made.binary.name}
             )
+    if compiled:
+        listed = {name: made.placement for name, made in compiled.items()}
+        (folder / PLACEMENT).write_text(json.dumps(listed, indent=0) + "\n", encoding="utf-8")
     section |= graphs | {
         "soc": options.soc.name,
         "soc_number": options.soc.number,

@@ -28,6 +28,8 @@ class Compiled:
 
     context: Path
     binary: Path
+    placement: list[tuple[str, str, str]]
+    """(provider, operator, node) for every node of the graph."""
     coverage: Coverage
     seconds: float
     peak_rss_mb: float
@@ -44,7 +46,7 @@ def compile_graph(graph: Path, context: Path, soc: Soc) -> Compiled:
     Raises `EnvironmentFailure` when a node cannot run on HTP, the plugin is absent, or the
     compiler dies; nothing is left behind then.
     """
-    from edge_runtime.qnn import context_binary
+    from edge_runtime.qnn import context_binary, coverage
 
     answer = context.with_suffix(".json")
     # Bare names, in the graph's own folder: the binary holds a hash of the path it was given, and
@@ -83,7 +85,8 @@ def compile_graph(graph: Path, context: Path, soc: Soc) -> Compiled:
     return Compiled(
         context=context,
         binary=binary,
-        coverage=Coverage.model_validate(report["coverage"]),
+        placement=report["placement"],
+        coverage=coverage(report["placement"]),
         seconds=report["seconds"],
         peak_rss_mb=report["peak_rss_mb"],
     )
@@ -103,7 +106,7 @@ def _child(graph: Path, context: Path, soc_name: str) -> int:
             architecture=f"v{target.architecture}",
             context=context,
         )
-        report = {"coverage": placement(session).model_dump()}
+        report = {"placement": placement(session)}
     except EnvironmentFailure as error:
         report = {"error": [error.what, error.todo]}
     report["seconds"] = round(time.monotonic() - started, 1)
