@@ -114,20 +114,28 @@ class TokenClock:
         """
         if self._sent_ms is not None:
             self.offset.observe(self._sent_ms, stamp, arrived_ms)
-        left = max(0.0, min(now_ms, arrived_ms) - began_ms)
         parts = self._parts
-        parts.host += max(0.0, now_ms - max(began_ms, arrived_ms))
-        for name, spent in (
-            ("downlink", arrived_ms - (stamp.sent_us / 1e3 - self.offset.offset_ms)),
-            ("cloud", stamp.compute_us / 1e3),
-            ("queue", stamp.queue_us / 1e3),
-        ):
-            share = min(left, max(0.0, spent)) if stamp.sent_us else 0.0
-            setattr(parts, name, getattr(parts, name) + share)
+        begins = arrived_ms if arrived_ms > began_ms else began_ms
+        if now_ms > begins:
+            parts.host += now_ms - begins
+        left = max(0.0, min(now_ms, arrived_ms) - began_ms)
+        if left and stamp.sent_us:
+            # Backwards from the arrival: down, cloud, queue.
+            sent_ms = stamp.sent_us / 1e3 - self.offset.offset_ms
+            share = min(left, max(0.0, arrived_ms - sent_ms))
+            parts.downlink += share
             left -= share
-        name = "uplink" if self._sent_ms is not None else "wait"
-        setattr(parts, name, getattr(parts, name) + left)
-        self._sent_ms = None
+            share = min(left, stamp.compute_us / 1e3)
+            parts.cloud += share
+            left -= share
+            share = min(left, stamp.queue_us / 1e3)
+            parts.queue += share
+            left -= share
+        if self._sent_ms is not None:
+            parts.uplink += left
+            self._sent_ms = None
+        else:
+            parts.wait += left
 
     def waited(self, milliseconds: float) -> None:
         """A wait that ended without a frame (a deadline, a reconnection)."""
