@@ -21,7 +21,8 @@ from edge_runtime.npu_manifest import ROWS, NpuGraph, NpuSection
 from export.npu_blocks import BLOCK, blocks_recipe
 from export.npu_compile import Compiled, compile_graph
 from export.npu_files import save_static, write_embedding
-from export.npu_graph import Shape, StaticModel, decoder_graph, head_graph, static_model
+from export.npu_graph import Shape, decoder_graph, head_graph
+from export.npu_model import StaticModel, static_model
 from export.npu_socs import DEFAULT_SOC, NPU_TARGETS, Soc, soc
 from export.tensors import TensorFile
 

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_runtime.errors import UsageError
-from export.npu_graph import Array
+from export.npu_model import Array
 
 BLOCK = 32
 _LEVELS = 127

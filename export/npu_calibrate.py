@@ -20,7 +20,8 @@ from onnx import TensorProto, helper
 from edge_runtime.errors import UsageError
 from edge_runtime.npu_host import Array, Frame
 from edge_runtime.npu_manifest import ROWS
-from export.npu_graph import Shape, StaticModel, decoder_graph
+from export.npu_graph import Shape, decoder_graph
+from export.npu_model import StaticModel
 from export.npu_qdq import Ranges, is_kv
 
 MASK_FLOOR = -100.0

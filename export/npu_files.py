@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from edge_runtime.npu_host import row_type
 from export.npu_blocks import BLOCK, block_quantize
-from export.npu_graph import StaticModel
+from export.npu_model import StaticModel
 from export.tensors import TensorFile
 
 

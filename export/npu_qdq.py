@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.npu_graph import Array
+from export.npu_model import Array
 
 LEVELS = 65535
 KV_ZERO = 32768

@@ -16,7 +16,8 @@ from edge_runtime.errors import UsageError
 from edge_runtime.npu_manifest import ROWS
 from export.npu_calibrate import MASK_FLOOR, calibrate
 from export.npu_files import save_static
-from export.npu_graph import Shape, StaticModel, decoder_graph, head_graph
+from export.npu_graph import Shape, decoder_graph, head_graph
+from export.npu_model import StaticModel
 from export.npu_qdq import Ranges, qdq, quantize_kv, tied
 from export.tensors import TensorFile
 

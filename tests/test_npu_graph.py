@@ -19,7 +19,7 @@ from edge_runtime.npu_branches import NpuBranches
 from edge_runtime.npu_host import Frame
 from export.npu import NpuOptions, build
 from export.npu_blocks import block_quantize
-from export.npu_graph import static_model
+from export.npu_model import static_model
 from export.npu_socs import SOCS, soc
 from tests.tiny import VOCABULARY_SIZE, write_model
 

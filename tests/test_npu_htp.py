@@ -16,7 +16,8 @@ from edge_runtime.npu_branches import NpuBranches
 from edge_runtime.steering import log_softmax
 from export.npu import NpuBuild, NpuOptions, build
 from export.npu_compile import HTP, compile_graph
-from export.npu_graph import Shape, decoder_graph, static_model
+from export.npu_graph import Shape, decoder_graph
+from export.npu_model import static_model
 from export.npu_socs import soc
 from tests.test_npu_graph import AGNOSTIC, ANSWER, AWARE, architecture_of, load
 from tests.tiny import VOCABULARY_SIZE, write_model
