@@ -21,8 +21,9 @@ from edge_runtime.schedules.runahead import runahead
 from edge_runtime.steering import Method
 
 if TYPE_CHECKING:
+    from edge_runtime.budget import Budget
     from edge_runtime.bundle import Bundle
-    from edge_runtime.text import Text
+    from edge_runtime.text import Prompts, Text
 
 AnyDevice = SteeredDevice | CloudOnlyDevice
 
@@ -113,28 +114,59 @@ def device_for(
     sampler: Sampler = GREEDY,
     branches: Branches | None = None,
     threads: int = 1,
+    budget: Budget | None = None,
 ) -> AnyDevice:
     """The device that answers `query` with the private note `context` under `rule`.
 
     `branches`: opened ones to use again; None: the bundle's are opened, for as many tokens as the
     prompts and the answer take, and only if the rule steers at all. Raises `UsageError` when they
-    are too many for the model.
+    are too many for the model. `budget`: the device then keeps it as far as it may, and notes what
+    it gave up (`edge_runtime.governor`).
     """
     ends = bundle.manifest.tokens.end_ids
     if not rule.steers:
         return CloudOnlyDevice(sampler, ends, rule)
+    if budget is not None:
+        return _governed(bundle, text, query, context, rule, max_tokens, sampler, threads, budget)
     prompts = text.prompts(query, context)
     if branches is None:
-        from edge_runtime.branches import open_branches
-        from edge_runtime.budget import admit
-        from edge_runtime.snapshot import users_shelf
-
-        longest = max(len(prompts.aware), len(prompts.agnostic))
-        length = longest + max_tokens
-        if length <= bundle.manifest.architecture.max_context:
-            admit(bundle, length)
-        branches = open_branches(bundle, max_length=length, threads=threads, notes=users_shelf())
+        branches = _opened(bundle, prompts, max_tokens, threads)
     return SteeredDevice(branches, prompts, rule, sampler, ends)
+
+
+def _governed(
+    bundle: Bundle,
+    text: Text,
+    query: str,
+    context: str,
+    rule: Method,
+    max_tokens: int,
+    sampler: Sampler,
+    threads: int,
+    budget: Budget,
+) -> AnyDevice:
+    from edge_runtime.governor import GovernedDevice
+    from edge_runtime.shorten import admitted, in_time
+
+    context, decided = admitted(bundle, text, query, context, max_tokens, budget)
+    branches = _opened(bundle, text.prompts(query, context), max_tokens, threads)
+    context, late = in_time(branches, text, query, context, budget)
+    prompts = text.prompts(query, context)
+    steered = SteeredDevice(branches, prompts, rule, sampler, bundle.manifest.tokens.end_ids)
+    device = GovernedDevice(steered, budget)
+    device.governor.decisions += [*decided, *late]
+    return device
+
+
+def _opened(bundle: Bundle, prompts: Prompts, max_tokens: int, threads: int) -> Branches:
+    from edge_runtime.branches import open_branches
+    from edge_runtime.budget import admit
+    from edge_runtime.snapshot import users_shelf
+
+    length = max(len(prompts.aware), len(prompts.agnostic)) + max_tokens
+    if length <= bundle.manifest.architecture.max_context:
+        admit(bundle, length)
+    return open_branches(bundle, max_length=length, threads=threads, notes=users_shelf())
 
 
 def public_query(rule: Method, query: str, context: str) -> str:

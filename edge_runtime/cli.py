@@ -14,6 +14,7 @@ from edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from edge_runtime.assembly import AnyDevice, Plan
+    from edge_runtime.budget import Budget
     from edge_runtime.schedules.exchange import Request
     from edge_runtime.steering import Method
     from edge_runtime.text import Text
@@ -52,6 +53,9 @@ def generate(
     token_deadline_ms: Annotated[float, typer.Option(help="When a token is late.")] = 0.0,
     on_late: Annotated[str, typer.Option(help="Then: wait, device or cloud.")] = "wait",
     threads: Annotated[int, typer.Option(min=1, help="For the small model.")] = 1,
+    memory_mb: Annotated[float | None, typer.Option(help="Budget: resident memory.")] = None,
+    first_token_ms: Annotated[float | None, typer.Option(help="Budget: prefill.")] = None,
+    token_ms: Annotated[float | None, typer.Option(help="Budget: the device's work.")] = None,
     pad_to: Annotated[int, typer.Option(min=0, help="Pad uplink frames to this.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -84,7 +88,15 @@ def generate(
     vocabulary = opened.manifest.vocabulary_sha256
     request = Request(asked, vocabulary, codec_named(codec), max_tokens)
     device = device_for(
-        opened, text, query, note, rule, max_tokens=max_tokens, sampler=sampler, threads=threads
+        opened,
+        text,
+        query,
+        note,
+        rule,
+        max_tokens=max_tokens,
+        sampler=sampler,
+        threads=threads,
+        budget=_budget(memory_mb, first_token_ms, token_ms),
     )
     show = _Stream(text, sys.stderr if as_json else sys.stdout, not as_json or sys.stderr.isatty())
     if rule.base == "informed-cloud" and note:
@@ -97,6 +109,7 @@ def generate(
             transcript = _alone(device, opened.manifest.architecture.vocabulary_size, request, show)
     finally:
         show.end()
+    transcript.notes += device.decisions
     answer = text.decode(transcript.tokens)
     row = {"text": answer, **transcript.row(), "peak_rss_mb": peak_rss_mb()}
     row["method"], row["gain"] = rule.name, rule.gain
@@ -176,6 +189,15 @@ def _note(rule: Method, path: Path | None) -> str:
             )
         return ""
     return _read(path, "--context", CONTEXT_BYTES).strip()
+
+
+def _budget(
+    memory_mb: float | None, first_token_ms: float | None, token_ms: float | None
+) -> Budget | None:
+    from edge_runtime.budget import Budget
+
+    budget = Budget(memory_mb, first_token_ms, token_ms)
+    return None if budget == Budget() else budget
 
 
 def _secret(path: Path | None) -> str | None:

@@ -110,6 +110,11 @@ class SteeredDevice:
         self.end_ids = frozenset(end_ids)
 
     @property
+    def decisions(self) -> list[str]:
+        """What was given up for a budget, one line each: nothing, without a governor."""
+        return []
+
+    @property
     def length(self) -> int:
         """Answer tokens in both rows' caches."""
         return self.branches.length
@@ -186,6 +191,11 @@ class CloudOnlyDevice:
         self.end_ids = frozenset(end_ids)
         self.method = method
         self._length = 0
+
+    @property
+    def decisions(self) -> list[str]:
+        """Nothing to give up."""
+        return []
 
     @property
     def length(self) -> int:

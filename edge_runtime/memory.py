@@ -23,3 +23,10 @@ def peak_rss_mb() -> float:
         return int(found[1]) * 1024 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def rss_mb() -> float:
+    """What this process holds resident now, in 10^6 bytes."""
+    import psutil
+
+    return float(psutil.Process().memory_info().rss) / 1e6
