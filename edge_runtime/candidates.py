@@ -117,9 +117,12 @@ class TopK:
     def encode(self, logprobs: Floats) -> bytes:
         """6 min(k, V) + 4 bytes. Ties at the edge go to the lower id, so bytes are reproducible."""
         ids = best_ids(logprobs, self.k)
-        kept = logprobs[ids]
-        left_out = max(0.0, 1.0 - float(np.exp(kept.astype(np.float64)).sum()))
-        return ids.astype("<u4").tobytes() + _fp16(kept).tobytes() + _MASS.pack(left_out)
+        return self.pack(ids, logprobs[ids])
+
+    def pack(self, ids: Ids, logprobs: Floats) -> bytes:
+        """The payload of these candidates: ascending `ids` [C] with C <= k, `logprobs` [C]."""
+        left_out = max(0.0, 1.0 - float(np.exp(logprobs.astype(np.float64)).sum()))
+        return ids.astype("<u4").tobytes() + _fp16(logprobs).tobytes() + _MASS.pack(left_out)
 
     def decode(self, payload: bytes) -> CandidateSet:
         """At most k candidates, ids ascending."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,7 +105,8 @@ def generate(
     try:
         if rule.asks_cloud:
             token = _secret(token_file)
-            transcript = _ask(plan, device, request, cloud, token, rule, show, pad_to)
+            ask = partial(_ask_openai, text) if cloud.startswith("openai:") else _ask
+            transcript = ask(plan, device, request, cloud, token, rule, show, pad_to)
         else:
             transcript = _alone(device, opened.manifest.architecture.vocabulary_size, request, show)
     finally:
@@ -146,6 +148,37 @@ def _ask(
             gain=rule.gain,
             pad_to=pad_to,
         )
+    )
+
+
+def _ask_openai(
+    text: Text,
+    plan: Plan,
+    device: AnyDevice,
+    request: Request,
+    cloud: str,
+    token: str | None,
+    rule: Method,
+    show: _Stream,
+    pad_to: int,
+) -> Transcript:
+    from edge_runtime.connections.openai import Language, answer
+
+    if pad_to:
+        raise UsageError("--pad-to", "frames can be padded to costeer serve only", got=pad_to)
+    known: dict[str, int] = {}
+
+    def find(piece: str) -> int | None:
+        if not known:
+            for index in reversed(range(text.tokenizer.get_vocab_size())):
+                known[text.decode([index], skip_special=False)] = index
+        return known.get(piece)
+
+    prompt = text.prompts(request.query).agnostic
+    language = Language(prompt, find, tuple(sorted(device.end_ids)))
+    made = plan.make(device, request)
+    return asyncio.run(
+        answer(made, cloud, language, key=token, on_token=show, method=rule.name, gain=rule.gain)
     )
 
 

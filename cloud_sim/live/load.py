@@ -19,7 +19,6 @@ import torch
 import transformers
 
 from edge_runtime.errors import EnvironmentFailure, UsageError, did_you_mean
-from edge_runtime.gguf_reading import read_once
 from edge_runtime.text import Text
 from edge_runtime.vocabulary import end_ids
 from edge_runtime.weights import ALIASES, Progress, fetch
@@ -55,6 +54,33 @@ def load(
     if dtype not in DTYPES:
         raise UsageError("dtype", "no such number format", got=dtype, allowed=", ".join(DTYPES))
     where = _device(device)
+    name, folder, arguments = _find(source, progress)
+    with _one_line(source):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], attn_implementation=attention, **arguments
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **arguments)
+    model = model.to(where).eval().requires_grad_(False)
+    configured = model.generation_config.eos_token_id
+    declared = configured if isinstance(configured, list) else [configured]
+    text, ends = _language(tokenizer, declared)
+    if progress is not None:
+        progress(f"{name} is loaded", 1.0)
+    return Loaded(name, model, text, ends)
+
+
+def load_text(source: str, progress: Progress | None = None) -> tuple[Text, tuple[int, ...], int]:
+    """Tokenizer and template, end tokens and vocabulary size of a model, without its weights."""
+    _, folder, arguments = _find(source, progress)
+    with _one_line(source):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **arguments)
+        config = transformers.AutoConfig.from_pretrained(folder, **arguments)
+    text, ends = _language(tokenizer, [])
+    return text, ends, int(config.get_text_config().vocab_size)
+
+
+def _find(source: str, progress: Progress | None) -> tuple[str, str, dict[str, Any]]:
+    """Name, folder or hub id, and how transformers finds the model there."""
     tell = progress or (lambda what, done: None)
     if source in ALIASES:
         source, name = str(fetch(ALIASES[source], progress)), source
@@ -62,28 +88,41 @@ def load(
         name = Path(source).name
     path = Path(source).expanduser()
     tell(f"loading {name}", 0.0)
-    arguments: dict[str, Any] = {}
     if path.is_file():
         _check_gguf(path)
-        folder, arguments = str(path.parent), {"gguf_file": path.name}
-    elif path.is_dir():
-        folder, arguments = str(path), {"local_files_only": True, "use_safetensors": True}
-    elif source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        folder, arguments = source, {"use_safetensors": True}
-    else:
-        raise UsageError(
-            "model",
-            "it is no file, no folder and no hub id",
-            got=source,
-            allowed=f"{', '.join(ALIASES)}, a folder, a .gguf file, or OWNER/NAME",
-            todo=did_you_mean(source, ALIASES) if len(ALIASES) > 1 else "",
-        )
+        return name, str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        return name, str(path), {"local_files_only": True, "use_safetensors": True}
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        return name, source, {"use_safetensors": True}
+    raise UsageError(
+        "model",
+        "it is no file, no folder and no hub id",
+        got=source,
+        allowed=f"{', '.join(ALIASES)}, a folder, a .gguf file, or OWNER/NAME",
+        todo=did_you_mean(source, ALIASES) if len(ALIASES) > 1 else "",
+    )
+
+
+def _language(tokenizer: Any, declared: list[int | None]) -> tuple[Text, tuple[int, ...]]:
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    known = [int(end) for end in (*declared, tokenizer.eos_token_id) if end is not None]
+    ends = end_ids(backend, known)
+    eos = (backend.id_to_token(ends[0]) or "") if ends else ""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default", "")
+    return Text(backend, template or "", bos=tokenizer.bos_token or "", eos=eos), ends
+
+
+@contextlib.contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    """Whatever goes wrong in loading, as one line."""
     try:
-        with _silence(), read_once():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **arguments)
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=DTYPES[dtype], attn_implementation=attention, **arguments
-            )
+        with _silence():
+            yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise EnvironmentFailure(
@@ -92,19 +131,6 @@ def load(
             got=source,
             todo="Check the name, the file, and the connection to the hub",
         ) from error
-    model = model.to(where).eval().requires_grad_(False)
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    ends = end_ids(backend, _declared_ends(tokenizer, model))
-    text = Text(
-        backend,
-        _template(tokenizer),
-        bos=tokenizer.bos_token or "",
-        eos=(backend.id_to_token(ends[0]) or "") if ends else "",
-    )
-    tell(f"{name} is loaded", 1.0)
-    return Loaded(name, model, text, ends)
 
 
 def _device(name: str) -> torch.device:
@@ -128,20 +154,6 @@ def _check_gguf(path: Path) -> None:
         raise EnvironmentFailure(
             "model", "the file is no GGUF file", got=path, todo="Name a .gguf file or a folder"
         )
-
-
-def _declared_ends(tokenizer: Any, model: Any) -> list[int]:
-    """End tokens as the model's metadata has them."""
-    configured = model.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    return [int(end) for end in (*listed, tokenizer.eos_token_id) if end is not None]
-
-
-def _template(tokenizer: Any) -> str:
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default", "")
-    return template or ""
 
 
 @contextlib.contextmanager

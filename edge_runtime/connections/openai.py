@@ -1,0 +1,300 @@
+"""Run-ahead against a stock OpenAI-compatible completions server: no server of ours is needed.
+
+An ordinary streaming request IS the cloud running ahead: each event is a prediction and the token
+it went on with. Where the device diverges, the stream is cancelled and asked for again with the
+emitted tokens as part of the prompt; the server's prefix cache makes that cheap.
+
+    schedule   Open ──▶ POST prompt            Extend(p, y) ──▶ cancel, POST prompt + answer + y
+               Candidates ◀── event            Close ──▶ cancel
+
+The schedule does not know: it speaks frames to this line as to our own server. `lockstep` works
+too (one request a token); `draft` needs scores for several given tokens, which these servers do
+not give.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edge_runtime import wire
+from edge_runtime.candidates import TopK
+from edge_runtime.connections.completions import (
+    Find,
+    Predicted,
+    body,
+    ended,
+    fewer,
+    predictions,
+    reason,
+)
+from edge_runtime.connections.http_stream import Endpoint, HttpRefused, Post
+from edge_runtime.connections.realtime import Delivery, drive, now_ms
+from edge_runtime.connections.websocket import Patience
+from edge_runtime.errors import ConnectionFailed, Refused, UsageError
+from edge_runtime.schedules.actions import Reconnected, Schedule, Timeout
+from edge_runtime.transcript import TokenRecord, Transcript
+
+SCHEME = "openai:"
+PATIENT = Patience()
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """What a server that knows only tokens need not be asked: prompt and vocabulary."""
+
+    prompt: Sequence[int]
+    """Token ids of the chat prompt around the public query."""
+    find: Find = lambda text: None
+    """Id of a text that is one token, for servers that name tokens by text."""
+    end_ids: tuple[int, ...] = ()
+    """Where the cloud's answer ends: nothing is asked for beyond."""
+
+
+async def answer(
+    schedule: Schedule,
+    url: str,
+    language: Language,
+    *,
+    key: str | None = None,
+    on_token: Callable[[TokenRecord], None] | None = None,
+    method: str = "",
+    gain: float = 0.0,
+    patience: Patience = PATIENT,
+) -> Transcript:
+    """Run `schedule` against the completions server at `url` (openai:http://HOST/v1#MODEL).
+
+    `key` is sent as a bearer token. Raises `ConnectionFailed` when the server is not there or
+    stays away, `Refused` when it says no, `UsageError` for a schedule it cannot serve.
+    """
+    line = CompletionsLine(url, language, key, patience)
+    return await drive(schedule, line, on_token=on_token, method=method, gain=gain)
+
+
+class CompletionsLine:
+    """`edge_runtime.connections.realtime.Line` over a completions stream."""
+
+    def __init__(self, url: str, language: Language, key: str | None, patience: Patience) -> None:
+        address, _, self._model = url.removeprefix(SCHEME).partition("#")
+        self._endpoint = Endpoint.parse(address)
+        self._language, self._patience = language, patience
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._told: list[int] = []
+        """The answer as far as the device has told it."""
+        self._own: list[int] = []
+        """Tokens that the server went on with after that."""
+        self._opening: wire.Open | None = None
+        self._codec = TopK(1)
+        self._wanted = 0
+        self._epoch = 0
+        self._credit = 0
+        self._post: Post | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._events: deque[Delivery | Exception] = deque()
+        self._news = asyncio.Event()
+        self._scored = 0
+        self._sent_bytes = 0
+        self.notes: list[str] = []
+
+    async def open(self) -> None:
+        """Nothing to do before the first request."""
+
+    async def close(self) -> None:
+        """Cancel what is under way."""
+        await self._cancel()
+
+    async def send(self, frame: Any) -> int:
+        """Do what the frame asks for; the bytes that went up since the last one."""
+        if isinstance(frame, wire.Open):
+            await self._begin(frame)
+        elif isinstance(frame, wire.Extend):
+            whole = [*self._told, *self._own]
+            self._told, self._own = [*whole[: frame.position], *frame.tokens], []
+            self._epoch, self._credit = frame.epoch, len(self._told)
+            await self._ask()
+        elif isinstance(frame, wire.Credit):
+            self._credit = frame.position
+            if self._task is None or self._task.done():
+                await self._ask()
+        else:
+            await self._cancel()
+            wasted = max(0, self._scored - frame.tokens)
+            self._put(wire.Closed(scored=self._scored, wasted=wasted), 0)
+        await asyncio.sleep(0)
+        sent, self._sent_bytes = self._sent_bytes, 0
+        return sent
+
+    async def receive(self, deadline_ms: float | None) -> Delivery | Timeout | Reconnected:
+        """The next frame; `Timeout` after `deadline_ms`."""
+        until = None if deadline_ms is None else now_ms() + deadline_ms
+        while not self._events:
+            left = None if until is None else until - now_ms()
+            if left is not None and left <= 0:
+                return Timeout(now_ms())
+            self._news.clear()
+            try:
+                async with asyncio.timeout(None if left is None else left / 1e3):
+                    await self._news.wait()
+            except TimeoutError:
+                return Timeout(now_ms())
+        event = self._events.popleft()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    async def _begin(self, frame: wire.Open) -> None:
+        if frame.mode == "score":
+            raise UsageError(
+                "schedule",
+                "a completions server cannot score drafts",
+                got="draft",
+                allowed="runahead, lockstep",
+                todo="Use another schedule, or costeer serve",
+            )
+        kind, _, number = frame.codec.partition(":")
+        if kind != "topk":
+            raise UsageError(
+                "codec",
+                "a completions server sends its best tokens only",
+                got=frame.codec,
+                allowed="topk:K",
+            )
+        self._opening, self._codec = frame, TopK(int(number))
+        self._wanted = self._wanted or int(number)
+        self._told, self._own = list(frame.emitted), []
+        self._epoch, self._credit = frame.epoch, len(self._told)
+        self.notes = ["the server does not say when it computed: waiting is shown as uplink"]
+        opened = wire.Opened(
+            "", self._model, "", 0, self._language.end_ids, len(self._language.prompt)
+        )
+        self._put(opened, 0)
+        await self._ask()
+
+    async def _ask(self) -> None:
+        """Let the server go on from what it has been told and has said since."""
+        await self._cancel()
+        opening = self._opening
+        assert opening is not None
+        room = opening.max_tokens - self._at
+        if opening.mode == "step":
+            room = min(room, 1)
+        elif opening.window:
+            room = min(room, self._credit + opening.window + 1 - self._at)
+        if room > 0:
+            self._task = asyncio.create_task(self._stream(room))
+
+    async def _cancel(self) -> None:
+        if self._post is not None:
+            self._post.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._post = self._task = None
+
+    async def _stream(self, room: int) -> None:
+        """One request, or as many as it takes until it has gone through; predictions as they
+        come. A stream that breaks off is asked for again from where it was."""
+        until, pause = now_ms() + 1e3 * self._patience.reconnect_s, self._patience.first_pause_s
+        end = self._at + room
+        while self._at < end:
+            before = self._at
+            try:
+                if await self._request(end - self._at):
+                    return
+            except HttpRefused as refused:
+                less = fewer(self._wanted, refused.status, refused.body)
+                if less is None:
+                    self._fail(_refused(self._endpoint.url, refused))
+                    return
+                self._wanted = less
+                self.notes.append(f"the server gives no more than {less} log-probabilities a token")
+            except ConnectionFailed as failed:
+                if now_ms() >= until or not self._scored:
+                    self._fail(failed)
+                    return
+                pause = self._patience.first_pause_s if self._at > before else pause
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, self._patience.longest_pause_s)
+
+    @property
+    def _at(self) -> int:
+        """The position that the server predicts next."""
+        return len(self._told) + len(self._own)
+
+    async def _request(self, room: int) -> bool:
+        """One stream of `room` positions or fewer; whether the answer ends there for the cloud."""
+        prompt = [*self._language.prompt, *self._told, *self._own]
+        asked = body(self._model, prompt, max_tokens=room, logprobs=self._wanted, stream=True)
+        self._post = post = Post(self._endpoint, self._patience.connect_s)
+        end, over = self._at + room, False
+        try:
+            self._sent_bytes += await post.begin("/completions", asked, self._headers)
+            async for data, size in post.events():
+                if data == b"[DONE]":
+                    break
+                reply = json.loads(data)
+                for one in predictions(reply, self._language.find):
+                    best = self._predicted(one, size)
+                    size = 0
+                    if best in self._language.end_ids:
+                        return True
+                    if best != one.token:
+                        # Rounded to equals, or an end that the server may not generate: the
+                        # schedule counts on the best token, so go on from that one.
+                        return False
+                over = over or ended(reply)
+            if over and self._at < end and self._language.end_ids:
+                last = Predicted(self._language.end_ids[0], *_sure(self._language.end_ids[0]))
+                self._predicted(last, 0)
+            elif self._at < end:
+                raise ConnectionFailed("cloud", f"{self._endpoint.url} stopped within an answer")
+            return over
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            raise ConnectionFailed(
+                "cloud", f"what {self._endpoint.url} streams is no completion"
+            ) from error
+        finally:
+            post.cancel()
+
+    def _predicted(self, one: Predicted, size: int) -> int:
+        """Pass one position on; the token that the cloud is taken to go on with."""
+        ids, logprobs = one.ids, one.logprobs
+        if len(ids) > self._codec.k:
+            kept = np.sort(np.argsort(-logprobs, kind="stable")[: self._codec.k])
+            ids, logprobs = ids[kept], logprobs[kept]
+        payload = self._codec.pack(ids, logprobs)
+        self._put(wire.Candidates(self._epoch, self._at, payload, tuple(self._own)), size)
+        self._own.append(self._codec.decode(payload).best)
+        self._scored += 1
+        return self._own[-1]
+
+    def _put(self, frame: wire.Down, size: int) -> None:
+        self._events.append(Delivery(frame, size, now_ms()))
+        self._news.set()
+
+    def _fail(self, error: Exception) -> None:
+        self._events.append(error)
+        self._news.set()
+
+
+def _sure(token: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([token], np.int64), np.zeros(1, np.float32)
+
+
+def _refused(url: str, refused: HttpRefused) -> Refused:
+    said = reason(refused.body)
+    code = {401: "unauthorized", 403: "unauthorized", 429: "busy"}.get(refused.status, "http")
+    todo = "Name the file that holds the server's key with --token-file"
+    return Refused(
+        "cloud",
+        f"the server at {url} said no: {said}",
+        code=code,
+        got=f"HTTP {refused.status}",
+        todo=todo if code == "unauthorized" else "",
+    )
