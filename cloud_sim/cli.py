@@ -16,6 +16,7 @@ import typer
 from edge_runtime.errors import EnvironmentFailure, UsageError
 
 if TYPE_CHECKING:
+    from cloud_sim.model import CloudModel
     from edge_runtime.weights import Progress
 
 
@@ -28,6 +29,13 @@ def serve(
     token_file: Annotated[
         Path | None,
         typer.Option(help="Bearer token that clients must show; made if the file is not there."),
+    ] = None,
+    upstream: Annotated[
+        str,
+        typer.Option(help="http://HOST/v1#MODEL: compute there; --model gives the tokenizer."),
+    ] = "",
+    upstream_key_file: Annotated[
+        Path | None, typer.Option(help="Bearer token that the upstream server wants.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
@@ -67,14 +75,20 @@ def serve(
     )
     listener = bound(host, port)
 
-    import torch
+    opened: CloudModel
+    if upstream:
+        opened = _upstream(upstream, upstream_key_file, model)
+    else:
+        import torch
 
-    from cloud_sim.live.llm import TransformersModel
+        from cloud_sim.live.llm import TransformersModel
 
-    if threads:
-        torch.set_num_threads(threads)
-    with _progress() as progress:
-        opened = TransformersModel.open_source(model, device=device, dtype=dtype, progress=progress)
+        if threads:
+            torch.set_num_threads(threads)
+        with _progress() as progress:
+            opened = TransformersModel.open_source(
+                model, device=device, dtype=dtype, progress=progress
+            )
 
     def ready() -> None:
         if as_json:
@@ -87,6 +101,19 @@ def serve(
     app = create_app(opened, limits, token)
     server = Server(app, listener, limits=limits, tls=tls, ready=ready)
     server.run_here()
+
+
+def _upstream(url: str, key_file: Path | None, model: str) -> CloudModel:
+    from cloud_sim.live.load import load_text
+    from cloud_sim.live.upstream import UpstreamModel
+
+    if key_file is not None and not key_file.is_file():
+        raise UsageError("--upstream-key-file", "there is no such file", got=key_file)
+    with _progress() as progress:
+        text, ends, size = load_text(model, progress)
+    opened = UpstreamModel(url, text, ends, size, key=_token(key_file))
+    print(f"serve: {url} gives {opened.top_logprobs} log-probabilities a token.", file=sys.stderr)
+    return opened
 
 
 def _token(path: Path | None) -> str | None:
