@@ -164,6 +164,13 @@ def _ask_openai(
 ) -> Transcript:
     from edge_runtime.connections.openai import Language, answer
 
+    if plan.schedule in ("draft", "auto"):
+        raise UsageError(
+            "--schedule",
+            "a completions server cannot score drafts",
+            got=plan.schedule,
+            allowed="runahead, lockstep",
+        )
     if pad_to:
         raise UsageError("--pad-to", "frames can be padded to costeer serve only", got=pad_to)
     known: dict[str, int] = {}
