@@ -26,10 +26,11 @@ from edge_runtime.bundle import (
 from edge_runtime.errors import BudgetExceeded, UsageError
 from edge_runtime.gguf_reading import read_once
 from edge_runtime.manifest import Architecture, Manifest, Memory, Source
+from edge_runtime.memory import peak_rss_mb
 from edge_runtime.vocabulary import fingerprint
 from edge_runtime.weights import ALIASES
 from export.graph import embedding_weight, family_of, float_decoder, head_weight
-from export.probe import peak_mb, probe
+from export.probe import probe
 from export.recipes import DEFAULT_TARGET, Recipe, recipe
 from export.sources import (
     Language,
@@ -166,7 +167,7 @@ def _report(bundle: Bundle, loaded: Any, tell: Progress) -> dict[str, Any]:
     report = verify_bundle(
         bundle, torch_reference(loaded), lambda what, done: tell(what, 0.45 + 0.5 * done)
     )
-    return report | measured | {"export_peak_rss_mb": round(peak_mb(), 1)}
+    return report | measured | {"export_peak_rss_mb": round(peak_rss_mb(), 1)}
 
 
 def _verdict(report: dict[str, Any]) -> dict[str, Any]:

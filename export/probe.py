@@ -1,13 +1,12 @@
 """Load time, peak memory and step time of a bundle, measured in a process that does nothing else.
 
 `python -m export.probe BUNDLE` prints one JSON object. The step is what a phone does for a token:
-two rows through the decoder and 64 candidates' logits, caches bound as both past and present.
+two rows through the decoder after 256 tokens each, and the logits of 64 candidates.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -18,8 +17,9 @@ import numpy as np
 
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import EnvironmentFailure
+from edge_runtime.memory import peak_rss_mb
 
-PAST, CHUNK, CANDIDATES = 256, 128, 64
+PAST, CANDIDATES = 256, 64
 
 
 def probe(bundle: Bundle) -> dict[str, Any]:
@@ -39,71 +39,38 @@ def probe(bundle: Bundle) -> dict[str, Any]:
 
 
 def measure(folder: Path, steps: int = 30) -> dict[str, Any]:
-    """Measure here and now; peak memory is this process's."""
-    import onnxruntime
-
-    from export.runner import open_session
+    """Measure here and now, through the runtime's own branches; peak memory is this process's."""
+    from edge_runtime.branches import open_branches
 
     bundle = open_bundle(folder, force=True, check=False)
     shape = bundle.manifest.architecture
+    past = min(PAST, shape.max_context - steps - 2)
+    some = np.random.default_rng(0)
     # A fresh interpreter with onnxruntime and numpy: the runtime itself, without any model.
-    bare_mb = peak_mb()
+    bare_mb = peak_rss_mb()
     began = time.perf_counter()
-    decoder, candidates = open_session(bundle.decoder), open_session(bundle.candidates)
+    branches = open_branches(bundle, max_length=past + steps + 2)
     load_ms = (time.perf_counter() - began) * 1e3
-    past = min(PAST, shape.max_context - CHUNK - 1)
-    size = (2, shape.kv_heads, past + CHUNK, shape.head_dim)
-    ids = np.random.default_rng(0).integers(0, shape.vocabulary_size, CANDIDATES)
-
-    def bind(tokens: int, total: int) -> Any:
-        binding = decoder.io_binding()
-        for name, array in (
-            ("input_ids", np.full((2, tokens), 5, np.int64)),
-            ("attention_mask", np.ones((2, total), np.int64)),
-        ):
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-        for name, value in caches.items():
-            binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
-        binding.bind_output("hidden", "cpu")
-        return binding
-
-    caches = {
-        i.name: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(size, np.float32))
-        for i in decoder.get_inputs()
-        if i.name.startswith("past")
-    }
-    binding = bind(CHUNK, CHUNK)
+    prompt = [int(token) for token in some.integers(0, shape.vocabulary_size, past)]
+    ids = some.integers(0, shape.vocabulary_size, CANDIDATES)
     began = time.perf_counter()
-    decoder.run_with_iobinding(binding)
+    branches.prefill(prompt, prompt)
     prefill_ms = (time.perf_counter() - began) * 1e3
-    binding = bind(1, past + 1)
     times = []
-    for _ in range(steps):
+    for token in prompt[:steps]:
         began = time.perf_counter()
-        decoder.run_with_iobinding(binding)
-        hidden = binding.get_outputs()[-1].numpy()  # bound last
-        candidates.run(None, {"hidden": hidden[:, -1], "candidate_ids": ids})
+        branches.extend([token])
+        branches.logits(ids)
         times.append((time.perf_counter() - began) * 1e3)
     return {
         "load_ms": round(load_ms, 1),
-        "prefill_128_two_rows_ms": round(prefill_ms, 1),
-        "step_two_rows_ms": round(float(np.median(times)), 2),
-        "peak_rss_mb": round(peak_mb(), 1),
+        "prefill_ms": round(prefill_ms, 1),
+        "prefill_tokens": 2 * past,
+        "step_ms": round(float(np.median(times)), 2),
+        "peak_rss_mb": round(peak_rss_mb(), 1),
         "peak_rss_without_model_mb": round(bare_mb, 1),
         "threads": 1,
     }
-
-
-def peak_mb() -> float:
-    """Largest resident memory of this process so far, in MB (10^6 bytes)."""
-    # getrusage would start from the parent's peak: Linux carries it over fork and exec.
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        return int(lines["VmHWM"].split()[0]) * 1024 / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 if __name__ == "__main__":

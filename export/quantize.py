@@ -25,6 +25,9 @@ from export.tensors import Array, TensorFile
 LEVELS = 63
 """Largest integer of an activation (L above)."""
 
+ROWS, TERM_ROWS = "rows", "term_rows"
+"""Names of the two numbers of rows in a graph: tokens, and both terms of all tokens."""
+
 _TINY = np.float32(1e-30)
 
 
@@ -35,6 +38,9 @@ class GraphParts:
     file: TensorFile
     nodes: list[Any] = field(default_factory=list)
     used: dict[str, None] = field(default_factory=dict)
+    rows: dict[str, str] = field(default_factory=dict)
+    """Matrices whose number of rows shape inference cannot name, and a name for it. Without one,
+    onnxruntime reuses no buffer of theirs and searches them all: loading took 10 x longer."""
 
     def node(
         self,
@@ -84,14 +90,27 @@ def quantize_rows(parts: GraphParts, x: str, terms: int) -> tuple[str, str]:
         rest = node("Sub", [steps, node("Round", [steps], p + "/round")], p + "/rest")
         fine = node("Mul", [rest, t("q.fine", np.float32(2 * LEVELS))], p + "/fine")
         steps = node("Concat", [steps, fine], p + "/terms", axis=0)
+        parts.rows[steps] = TERM_ROWS
     one, zero = t("q.one", np.float32(1)), t("q.zero", np.uint8(64))
     return node("QuantizeLinear", [steps, one, zero], p + "/int"), scale
 
 
 def integer_product(
-    parts: GraphParts, x: tuple[str, str], weight: str, scale: str, zeros: str, y: str, terms: int
+    parts: GraphParts,
+    x: tuple[str, str],
+    weight: str,
+    scale: str,
+    zeros: str,
+    y: str,
+    terms: int,
+    *,
+    by_rows: bool = False,
 ) -> None:
-    """y [T, N] = x @ weight.T with `x` from `quantize_rows` and int8 weight [N, K], scales [N]."""
+    """y [T, N] = x @ weight with `x` from `quantize_rows`, int8 weight [K, N], scales [N].
+
+    `by_rows`: the weight is [N, K]; right for a table whose rows are also looked up, but a session
+    takes longer to load, since kernels pack weights by columns.
+    """
     integers, row_scale = x
     one, zero = parts.tensor("q.one", np.float32(1)), parts.tensor("q.zero", np.uint8(64))
     out = parts.node(
@@ -99,11 +118,12 @@ def integer_product(
         [integers, one, zero, weight, scale, zeros],
         y + "/product",
         domain="com.microsoft",
-        transB=1,
+        transB=int(by_rows),
     )
     if terms == 2:
         high, low = y + "/high", y + "/low"
         parts.node("Split", [out], [high, low], axis=0, num_outputs=2)
+        parts.rows |= {out: TERM_ROWS, high: ROWS, low: ROWS}
         fine = parts.tensor("q.unfine", np.float32(1 / (2 * LEVELS)))
         low = parts.node("Mul", [low, fine], y + "/low_scaled")
         out = parts.node("Add", [high, low], y + "/sum")

@@ -24,8 +24,10 @@ class Limits:
 
 GOOD = Limits(0.01, {"0.476": 0.004, "1.783": 0.014}, 0.97)
 """What the default must reach."""
-FAIR = Limits(0.08, {"0.476": 0.05, "1.783": 0.5}, 0.85)
-"""Fit for use by those who accept the error for speed or size."""
+FAIR = Limits(0.02, {"0.476": 0.006, "1.783": 0.05}, 0.95)
+"""What 8-bit weights with the usual kernels reach."""
+LOOSE = Limits(0.6, {"0.476": 0.12, "1.783": 1.2}, 0.75)
+"""For those who accept the error for speed or size: wrong in every fourth token is a failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,16 @@ RECIPES = {
     recipe.target: recipe
     for recipe in (
         Recipe("cpu-int8", "int8 weights per channel, two-term int8 activations", "int8"),
-        Recipe("cpu-int8-block", "8-bit weights in blocks of 32 (MatMulNBits)", "block"),
+        Recipe("cpu-int8-block", "8-bit weights in blocks of 32 (MatMulNBits)", "block",
+            limits=FAIR,
+        ),
         Recipe(
             "cpu-int8-fast", "int8 weights per channel, one-term int8 activations", "int8",
-            terms=1, head_terms=1,
+            terms=1, head_terms=1, limits=LOOSE,
         ),
-        Recipe("cpu-int4", "4-bit weights in blocks of 32, int8 head", "block", bits=4),
+        Recipe("cpu-int4", "4-bit weights in blocks of 32, int8 head", "block", bits=4,
+            limits=LOOSE,
+        ),
         Recipe("cpu-fp32", "float, the reference", "float", head_terms=0),
     )
 }  # fmt: skip

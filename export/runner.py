@@ -12,40 +12,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import BundleError
+from edge_runtime.engine import open_session
 
 Floats = npt.NDArray[np.float32]
-
-
-def open_session(path: Path, *, threads: int = 1, profile: str = "") -> Any:
-    """An onnxruntime session on the CPU provider. Raises `BundleError` if it does not load."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    if profile:
-        options.enable_profiling = True
-        options.profile_file_prefix = profile
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no public base class
-        raise BundleError(
-            str(path), f"onnxruntime cannot load it: {str(error).splitlines()[0]}"
-        ) from error
 
 
 class BundleRunner:
     """A bundle's decoder and head in two sessions, with KV caches passed through."""
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1, profile: str = "") -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 1, profile: str | None = None) -> None:
         self.bundle = bundle
         self.decoder = open_session(
-            bundle.decoder, threads=threads, profile=profile and profile + "-decoder"
+            bundle.decoder, threads=threads, profile_prefix=profile and profile + "-decoder"
         )
         self.head = open_session(
-            bundle.head, threads=threads, profile=profile and profile + "-head"
+            bundle.head, threads=threads, profile_prefix=profile and profile + "-head"
         )
         self._past = [i.name for i in self.decoder.get_inputs() if i.name.startswith("past")]
         self._presents = [name.replace("past_key_values", "present") for name in self._past]

@@ -10,6 +10,7 @@ import numpy as np
 from edge_runtime.bundle import CANDIDATES, DECODER, HEAD
 from export.graph import IR_VERSION, OPSETS, FloatDecoder, Product
 from export.quantize import (
+    ROWS,
     GraphParts,
     block_weights,
     integer_product,
@@ -75,7 +76,9 @@ def _write_heads(folder: Path, file: TensorFile, head: LazyTensor, recipe: Recip
             if some:
                 zeros = parts.node("Gather", [zeros, "candidate_ids"], "zeros/some", axis=0)
             rows = quantize_rows(parts, "hidden", recipe.head_terms)
-            integer_product(parts, rows, weight, scale, zeros, "logits", recipe.head_terms)
+            integer_product(
+                parts, rows, weight, scale, zeros, "logits", recipe.head_terms, by_rows=True
+            )
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", width])
         _save(folder / name, parts, inputs, [logits])
 
@@ -92,6 +95,8 @@ def _write_decoder(
 ) -> None:
     parts = GraphParts(file)
     for node in decoder.nodes:
+        if node.op_type == "Reshape" and node.input[1].startswith("costeer.flat_"):
+            parts.rows[node.output[0]] = ROWS
         product = decoder.products.pop(node.name, None)
         if product is not None:
             _write_product(parts, product, recipe)
@@ -135,7 +140,7 @@ def _write_product(parts: GraphParts, product: Product, recipe: Recipe) -> None:
         integer_product(
             parts,
             quantize_rows(parts, product.x, terms),
-            parts.tensor(f"{name}.weight", quantized),
+            parts.tensor(f"{name}.weight", quantized.T),
             parts.tensor(f"{name}.scale", scale),
             zero_points(parts, outputs),
             product.y,
@@ -153,22 +158,30 @@ def _write_embedding(parts: GraphParts, decoder: FloatDecoder, table: str, recip
         return
     parts.used[f"{table}.scale"] = None
     rows = parts.node("Gather", [f"{table}.weight", ids], "embedding/rows", axis=0)
+    parts.rows[rows] = ROWS
     rows = parts.node("Cast", [rows], "embedding/float", to=TensorProto.FLOAT)
     scale = parts.node("Gather", [f"{table}.scale", ids], "embedding/scales", axis=0)
     axis = parts.tensor("q.axis", np.array([-1], np.int64))
     scale = parts.node("Unsqueeze", [scale, axis], "embedding/scale")
+    parts.rows |= {scale: ROWS, out: ROWS}
     parts.node("Mul", [rows, scale], out)
 
 
 def _save(path: Path, parts: GraphParts, inputs: list[Any], outputs: list[Any]) -> None:
-    from onnx import helper
+    from onnx import TensorProto, helper
 
+    # The embedding's integer rows are the only named matrix that is not float.
+    kinds = {"embedding/rows": TensorProto.INT8}
     graph = helper.make_graph(
         parts.nodes,
         path.stem,
         inputs,
         outputs,
         [parts.file.proto(name) for name in sorted(parts.used)],
+        value_info=[
+            helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), [rows, None])
+            for name, rows in parts.rows.items()
+        ],
     )
     model = helper.make_model(
         graph,
