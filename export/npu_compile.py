@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_runtime.errors import EnvironmentFailure
+from edge_runtime.memory import peak_rss_mb
 from edge_runtime.npu_manifest import Coverage
 from export.npu_socs import Soc
-from export.probe import peak_mb
 
 HTP = "QNNExecutionProvider"
 
@@ -110,7 +110,7 @@ def _child(graph: Path, context: Path, soc_name: str) -> int:
     except EnvironmentFailure as error:
         report = {"error": [error.what, error.todo]}
     report["seconds"] = round(time.monotonic() - started, 1)
-    report["peak_rss_mb"] = round(peak_mb(), 1)
+    report["peak_rss_mb"] = round(peak_rss_mb(), 1)
     context.with_suffix(".json").write_text(json.dumps(report))
     return int("error" in report)
 

@@ -12,13 +12,13 @@ from typing import Any
 from edge_runtime.bundle import CHAT_TEMPLATE, REPORT, TOKENIZER, WEIGHTS, Bundle, BundleWriter
 from edge_runtime.errors import EnvironmentFailure, UsageError
 from edge_runtime.manifest import Manifest
+from edge_runtime.memory import peak_rss_mb
 from edge_runtime.qnn import available
 from edge_runtime.text import Text
 from export.npu import NpuBuild, NpuOptions, build
 from export.npu_calibrate import shipped_prompts
 from export.npu_verify import verify_npu
 from export.pipeline import Exported, Progress, admit, manifest_for
-from export.probe import peak_mb
 from export.recipes import Recipe
 from export.sources import load_config, load_language, load_model, parameter_count, resolve
 from export.verify import torch_reference
@@ -136,6 +136,8 @@ def _costs(built: NpuBuild, seconds: float) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 1),
         "compile_seconds": {name: made.seconds for name, made in built.compiled.items()},
-        "peak_rss_mb": max([peak_mb(), *(made.peak_rss_mb for made in built.compiled.values())]),
-        "export_peak_rss_mb": round(peak_mb(), 1),
+        "peak_rss_mb": max(
+            [peak_rss_mb(), *(made.peak_rss_mb for made in built.compiled.values())]
+        ),
+        "export_peak_rss_mb": round(peak_rss_mb(), 1),
     }
