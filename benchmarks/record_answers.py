@@ -103,9 +103,14 @@ FIELDS = ("tokens", "ids", "logprobs", "scores", "own_ids", "own_logprobs")
 
 @torch.inference_mode()
 def record(
-    cloud: Any, small: Any, jobs: list[Job], tokens: int, end_ids: tuple[int, ...]
+    cloud: Any,
+    small: Any,
+    jobs: list[Job],
+    tokens: int,
+    end_ids: tuple[int, ...],
+    until: float = float("inf"),
 ) -> dict[str, dict[str, Any]]:
-    """The answers, as arrays by position."""
+    """The answers, as arrays by position; shorter ones if `time.monotonic()` passes `until`."""
     count = len(jobs)
     shared = list(dict.fromkeys(id(job.agnostic) for job in jobs))
     of = [shared.index(id(job.agnostic)) for job in jobs]
@@ -135,7 +140,7 @@ def record(
             for name, value in zip(FIELDS, values, strict=True):
                 kept[row][name].append(np.asarray(value))
             done[row] = next_tokens[-1] in end_ids
-        if all(done):
+        if all(done) or time.monotonic() > until:
             break
     return {
         job.name: {

@@ -23,7 +23,7 @@ class Limits:
     """Rows of a run-ahead pass; more is cut to this."""
     draft_tokens: int = 64
     """Tokens in one `Extend`, beyond those of a resumed answer."""
-    least_chance: float = 0.02
+    least_chance: float = 0.004
     """Run-ahead does not compute continuations less likely than this."""
 
 

@@ -133,7 +133,7 @@ class Tree:
             return False
         if root.base is not None:
             token = root.base.best if token is None else token
-            self.odds.observe(float(root.base.logprobs.max()), token == root.base.best)
+            self.odds.observe(root.base, token)
         assert token is not None
         self._frontier.discard(root)
         new = root.children.pop(token, None)

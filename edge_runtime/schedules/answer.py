@@ -142,15 +142,17 @@ class Answer:
                 if began_ms is None:
                     began_ms = event.now_ms
                     self._note_device_time(event.now_ms)
-                base = self.predictions.find(self.emitted)
-                if base is not None and self.opened is not None:
-                    self.base, self._in_hand_ms = base, event.now_ms
-                    return base
+                found = self.predictions.find(self.emitted)
+                if found is not None and self.opened is not None:
+                    self.base, epoch = found
+                    self._in_hand_ms = event.now_ms
+                    # What was made before the question was heard cost no round trip.
+                    self.counters["round_trips"] += self._asked and epoch == self.epoch
+                    self._asked = False
+                    return self.base
                 left = self.deadline.left(began_ms, event.now_ms) if self.emitted else None
                 if left is not None and left <= 0:
                     return None
-                self.counters["round_trips"] += self._asked
-                self._asked = False
                 event = yield Receive(left)
             yield from self._take(event)
 
@@ -192,14 +194,15 @@ class Answer:
         predictions, position = self.predictions, frame.position
         self.pace.arrived(frame, now_ms)
         if isinstance(frame, wire.Candidates):
-            predictions.add(position, frame.after, frame.payload, self.emitted)
+            predictions.add(frame.epoch, position, frame.after, frame.payload, self.emitted)
             return
         tokens = self._sent.get(frame.epoch)
         if tokens is None:
             predictions.stale += len(frame.payloads)
             return
         for offset, payload in enumerate(frame.payloads):
-            predictions.add(position + offset, tokens[: 1 + offset], payload, self.emitted)
+            after = tokens[: 1 + offset]
+            predictions.add(frame.epoch, position + offset, after, payload, self.emitted)
 
     # --- on the device ---
 

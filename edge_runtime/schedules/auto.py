@@ -103,7 +103,7 @@ def auto(
     probing = 4
     yield from answer.open("stream", branches=probing)
     yield from answer.prefill()
-    yield from follow(answer, 0, until=PROBE_TOKENS)
+    yield from follow(answer, 0, probing, until=PROBE_TOKENS)
     if not answer.ended:
         at = Conditions(
             answer.pace.round_trip_ms,
@@ -131,7 +131,7 @@ def auto(
         else:
             if chosen.number != probing:
                 yield from answer.open("stream", branches=chosen.number)
-            yield from follow(answer, 0)
+            yield from follow(answer, 0, chosen.number)
     else:
         answer.notes.append("auto: runahead throughout: the answer ended before there was a choice")
     return (yield from answer.finish())

@@ -236,8 +236,9 @@ def _told_in_vain(answer: Answer, drafts: list[Draft]) -> float:
     """Bits that drafts which were not kept tell a cloud that knows its own predictions."""
     bits, way = 0.0, list(answer.emitted)
     for guess in drafts:
-        base = answer.predictions.find(way)
-        if base is not None:
+        found = answer.predictions.find(way)
+        if found is not None:
+            base, _ = found
             told = _probability(base, guess.token) or max(base.left_out, 1e-12)
             own = max(_probability(guess.drawn_from, guess.token), 1e-12)
             bits += math.log2(own / told)

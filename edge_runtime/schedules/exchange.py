@@ -56,11 +56,16 @@ class Predictions:
     codec: Codec
     stale: int = 0
     """Predictions dropped because the answer went another way."""
-    _by_position: dict[int, dict[tuple[int, ...], bytes]] = field(default_factory=dict)
+    _by_position: dict[int, dict[tuple[int, ...], tuple[int, bytes]]] = field(default_factory=dict)
     _other_way: dict[int, bytes] = field(default_factory=dict)
 
     def add(
-        self, position: int, after: tuple[int, ...], payload: bytes, emitted: list[int]
+        self,
+        epoch: int,
+        position: int,
+        after: tuple[int, ...],
+        payload: bytes,
+        emitted: list[int],
     ) -> None:
         """Keep what may still come true; `emitted` is the answer so far."""
         known = position - len(after)
@@ -69,23 +74,26 @@ class Predictions:
             self.stale += 1
             self._other_way[position] = payload
         else:
-            self._by_position.setdefault(position, {})[after] = payload
+            self._by_position.setdefault(position, {}).setdefault(after, (epoch, payload))
 
-    def find(self, emitted: list[int]) -> CandidateSet | None:
-        """The prediction for the next position of the answer `emitted`, if it is here."""
-        for after, payload in self._by_position.get(len(emitted), {}).items():
+    def find(self, emitted: list[int]) -> tuple[CandidateSet, int] | None:
+        """The prediction for the next position of the answer `emitted`, if it is here, and the
+        epoch in which it was made."""
+        for after, (epoch, payload) in self._by_position.get(len(emitted), {}).items():
             if tuple(emitted[len(emitted) - len(after) :]) == after:
-                return self.codec.decode(payload)
+                return self.codec.decode(payload), epoch
         return None
 
     def nearest(self, position: int) -> CandidateSet | None:
         """A prediction for `position` on another way of the answer: better than none."""
-        here = [*self._by_position.get(position, {}).values(), self._other_way.get(position)]
-        return self.codec.decode(here[0]) if here[0] is not None else None
+        here = [payload for _, payload in self._by_position.get(position, {}).values()]
+        payload = here[0] if here else self._other_way.get(position)
+        return self.codec.decode(payload) if payload is not None else None
 
     def forget_before(self, position: int) -> None:
         """Drop what the answer has passed."""
-        for store in (self._by_position, self._other_way):
+        stores: tuple[dict[int, Any], ...] = (self._by_position, self._other_way)
+        for store in stores:
             for old in [p for p in store if p < position]:
                 del store[old]
 

@@ -54,13 +54,15 @@ def runahead(
     ahead = {"window": window, "branches": branches, "depth": depth, "least_chance": least_chance}
     yield from answer.open("stream", **ahead)
     yield from answer.prefill()
-    yield from follow(answer, window)
+    yield from follow(answer, window, branches)
     return (yield from answer.finish())
 
 
-def follow(answer: Answer, window: int, until: int | None = None) -> Moves:
+def follow(answer: Answer, window: int, branches: int, until: int | None = None) -> Moves:
     """Steer what the cloud streams, to the end of the answer or to position `until`."""
     credit_every = max(1, min(CREDIT_EVERY, window // 2)) if window else CREDIT_EVERY
+    if branches > 1:
+        credit_every = 1  # so that the cloud soon drops side branches that the answer has passed
     while not answer.ended and (until is None or answer.position < until):
         base = yield from answer.prediction()
         decision = yield from answer.decide(base)
