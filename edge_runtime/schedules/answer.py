@@ -102,6 +102,9 @@ class Answer:
 
     def _reopen(self) -> Moves:
         self.known = self.position
+        self.epoch += bool(
+            self.emitted
+        )  # frames of the mode or connection before it are told apart
         self._sent = {self.epoch: ()}
         self.predictions.clear()
         yield from self._ask(self._opening())
