@@ -158,6 +158,8 @@ class Stream:
         self._open: deque[_Message] = deque()
         """Messages not yet delivered that others may have to wait for."""
         self._lost: list[_Lost] = []
+        self._totals: dict[int, int] = {}
+        """`message_bytes` of the sizes seen: there are few."""
         self.payload_bytes = 0
         """Of the messages sent, headers not counted."""
         self.retransmissions = 0
@@ -165,7 +167,10 @@ class Stream:
     def send(self, now_ms: float, size: int, deliver: Callable[[], None]) -> None:
         """Send a message of `size` bytes (`wire.encode`); `deliver` is called when it is there."""
         self.payload_bytes += size
-        total = self._transport.message_bytes(size, masked=self._masked)
+        total = self._totals.get(size)
+        if total is None:
+            total = self._transport.message_bytes(size, masked=self._masked)
+            self._totals[size] = total
         self.send_bytes(now_ms, total, deliver)
 
     def send_bytes(self, now_ms: float, total: int, deliver: Callable[[], None]) -> None:
@@ -197,9 +202,9 @@ class Stream:
 
     def _transmit(self, now_ms: float, size: int) -> float:
         """One segment onto the link; when it arrives, or `LOST`."""
-        if now_ms - self._last_ms > self._rto():
+        if self._window > self._transport.initial_window and now_ms - self._last_ms > self._rto():
             # What was learnt before a long silence no longer holds (RFC 2861).
-            self._window = min(self._window, float(self._transport.initial_window))
+            self._window = float(self._transport.initial_window)
         self._last_ms = now_ms
         arrives = self.link.send(now_ms, size + self._transport.header_bytes)
         if arrives == LOST:
