@@ -20,6 +20,7 @@ def simulate(
     from rich.console import Console
     from rich.progress import track
 
+    from edge_runtime.errors import UsageError
     from edge_runtime.files import write_whole
     from scenarios.cli_study import study_path
     from scenarios.models import LocalModels
@@ -27,6 +28,13 @@ def simulate(
     from scenarios.spec import read_scenario
 
     plan = read_scenario(study_path(scenario), settings)
+    if plan.measure != "time":
+        raise UsageError(
+            f"simulate {plan.name}",
+            "this study does not measure times of single answers",
+            got=plan.measure,
+            todo="Run it with costeer sweep",
+        )
     stderr = Console(stderr=True)
     cells = list(plan.cells())
     models = LocalModels(told=lambda what: stderr.print(f"[dim]{what}[/dim]"))

@@ -72,12 +72,14 @@ class Figure:
 
 def of_study(rows: pd.DataFrame, measure: str, varied: Sequence[str]) -> list[Figure]:
     """Every figure that the study's rows can carry."""
-    makers: list[Callable[..., Figure | None]] = (
-        [quality, quality_front]
-        if measure == "quality"
-        else [times, over_rtt, bytes_front, winners]
-    )
-    made = [make(rows, [name for name in varied if name in _columns(rows)]) for make in makers]
+    makers: dict[str, list[Callable[..., Figure | None]]] = {
+        "quality": [quality, quality_front],
+        "time": [times, over_rtt, bytes_front, winners],
+        "fleet": [crowd],
+    }
+    made = [
+        make(rows, [name for name in varied if name in _columns(rows)]) for make in makers[measure]
+    ]
     return [figure for figure in made if figure is not None]
 
 
@@ -184,6 +186,33 @@ def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         kind="grid",
         grid=tuple(cells),
         note="The fastest schedule, and how many times faster than the slowest one it is.",
+    )
+
+
+def crowd(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
+    """p95 time per token as more phones ask one cloud."""
+    if "arrivals_per_s" not in varied:
+        return None
+    others = [name for name in varied if name not in ("arrivals_per_s", "seed", "case")]
+    series = [
+        Series(
+            name,
+            tuple(
+                _estimated(float(rate), part[part["arrivals_per_s"] == rate]["token_ms_p95"], name)
+                for rate in sorted(part["arrivals_per_s"].unique())
+            ),
+            joined=True,
+        )
+        for name, part in arms(rows, others)
+    ]
+    return Figure(
+        "fleet-capacity",
+        "How many phones one cloud serves",
+        "new answers per second",
+        "ms per token (p95 over all phones)",
+        tuple(series),
+        note="Virtual time, continuous batching on one cloud; 90 % intervals over cases and seeds.",
+        x_log=True,
     )
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from scenarios.models import LocalModels, Models, export_if_needed
-from scenarios.run import run
+from scenarios.plans import plan_of
+from scenarios.run import link_of, machines_of, run_cell
 from scenarios.spec import Cell
 
 QUALITY_TOKENS = 1500
@@ -31,10 +32,54 @@ class Measures:
         if cells[0].measure == "quality":
             yield from map(self._quality, cells)
             return
-        for result in run(cells, self._models):
+        for cell in cells:
+            if cell.measure == "fleet":
+                yield self._fleet(cell)
+                continue
+            result = run_cell(cell, self._models)
             yield {"row": result.row, "tokens": result.tokens}
         if isinstance(self._models, LocalModels):
             self._models.keep()
+
+    def _fleet(self, cell: Cell) -> dict[str, Any]:
+        """Phones that all give the cell's answer, recorded once, to one cloud that batches."""
+        from cloud_sim.sim.fleet import fleet, poisson
+        from cloud_sim.sim.machines import cloud
+
+        machines = machines_of(cell, self._models)
+        alone = run_cell(cell, self._models, machines)
+        replay = self._models.replay(cell)
+        # From here on only the recording: what a cloud guesses beyond it is stood in for.
+        replay.cloud = replay.branches = None
+        link = link_of(cell)
+        result = fleet(
+            poisson(cell.devices, cell.arrivals_per_s, cell.seed),
+            [replay],
+            network=link,
+            device_costs=machines.device,
+            roofline=cloud(cell.cloud).roofline(),
+            schedule=plan_of(cell.schedule).make,
+            max_tokens=cell.max_tokens,
+            seed=cell.seed,
+        )
+        row = {
+            "case": cell.case.id,
+            "method": cell.method,
+            "codec": cell.codec,
+            "schedule": cell.schedule,
+            "profile": cell.network,
+            "rtt_ms": cell.rtt_ms,
+            "device_profile": cell.device,
+            "cloud_profile": cell.cloud,
+            "devices": cell.devices,
+            "arrivals_per_s": cell.arrivals_per_s,
+            "seed": cell.seed,
+            "alone_token_ms_p50": alone.row["token_ms_p50"],
+            "virtual": True,
+            "stand_ins": replay.stand_ins,
+            **result.row(),
+        }
+        return {"row": row}
 
     def _quality(self, cell: Cell) -> dict[str, Any]:
         """The method on the case's reference, and the two ends of the gap on the same tokens."""

@@ -91,9 +91,9 @@ class CaseTable(Checked):
 class FleetTable(Checked):
     """`measure = "fleet"`: phones that share one cloud."""
 
-    devices: Axis[Annotated[int, Field(ge=1)]] = (100,)
-    arrivals_per_s: Annotated[float, Field(gt=0)] = 1.0
-    target_ms: Annotated[float, Field(gt=0)] = 100.0
+    devices: Axis[Annotated[int, Field(ge=1)]] = (200,)
+    arrivals_per_s: Axis[Annotated[float, Field(gt=0)]] = (1.0,)
+    """New answers a second, Poisson."""
 
 
 class ScenarioTable(Checked):
@@ -132,6 +132,7 @@ class Cell:
     temperature: float = 0.0
     top_p: float = 1.0
     devices: int = 1
+    arrivals_per_s: float = 0.0
 
     def settings(self) -> dict[str, Any]:
         """All of it as plain values, for a row or a hash."""
@@ -209,6 +210,7 @@ def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario
         "network": table.network.profile,
         "rtt_ms": table.network.rtt_ms or (None,),
         "devices": table.fleet.devices if table.fleet else (1,),
+        "arrivals_per_s": table.fleet.arrivals_per_s if table.fleet else (0.0,),
         "seed": table.seed,
     }
     for name, values in axes.items():

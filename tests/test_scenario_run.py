@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from cloud_sim.sim.tape import Tape
 from edge_runtime.errors import UsageError
 from edge_runtime.sampling import Sampler
 from edge_runtime.steering import method
+from scenarios.measures import Measures
 from scenarios.reuse import Reusing
 from scenarios.run import Machines, Result, run
 from scenarios.spec import Cell, scenario
@@ -98,3 +100,21 @@ def test_an_unknown_schedule_is_named() -> None:
     content = {"name": "x", "case": {"query": "q"}, "answer": {"schedule": "lockstp"}}
     with pytest.raises(UsageError, match=r"schedule: no such schedule .got lockstp.*lockstep"):
         list(run(scenario(content).cells(), FakeModels(), machines=MACHINES))
+
+
+def test_a_fleet_crowds_on_one_cloud(tmp_path: Path) -> None:
+    content = {
+        "name": "fleet",
+        "measure": "fleet",
+        "case": {"query": "q", "context": "c"},
+        "answer": {"codec": "topk:8", "max_tokens": 12},
+        "network": {"profile": "lte"},
+        "device": {"profile": "galaxy-s24-ultra"},
+        "cloud": {"profile": "a100-qwen2.5-7b"},
+        "fleet": {"devices": 40, "arrivals_per_s": [1.0, 1000.0]},
+    }
+    cells = list(scenario(content).cells())
+    calm, crowded = (result["row"] for result in Measures(tmp_path, FakeModels()).run(cells))
+    assert calm["answers"] == crowded["answers"] == 40
+    assert crowded["rows_per_pass"] > calm["rows_per_pass"]
+    assert crowded["token_ms_p95"] >= calm["token_ms_p95"]
