@@ -198,6 +198,16 @@ def test_every_built_in_network_makes_links() -> None:
         assert 0 < down.send(0.0, 100) < 2000
 
 
+def test_the_5g_profile_has_the_recordings_percentiles() -> None:
+    """CICV5G, n78 public urban: p50 17, p95 27, p99 33 ms; messages a second apart."""
+    up, down = network("5g-n78").links(0)
+    trips = []
+    for second in range(20_000):
+        there = up.send(second * 1e3, 64)
+        trips.append(down.send(there, 64) - second * 1e3)
+    assert np.percentile(trips, [50, 95, 99]) == pytest.approx([17, 27, 33], rel=0.05)
+
+
 def test_profile_errors_name_the_file_the_key_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"^networks: no such profile \(got ltee\)\. Did you mean lte\?"
