@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime.bundle import WEIGHTS
 from edge_runtime.engine import Binding, check_threads, open_session, raise_if_out_of_memory
 from edge_runtime.errors import BundleError, UsageError
+from edge_runtime.memory import give_back_heap, give_back_pages, mapped_tables
 from edge_runtime.policy import Scores
 from edge_runtime.steering import AGNOSTIC, AWARE
 
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 
 CHUNK = 128
 """Tokens of a prefill call: measured 10 % faster than 512 at once, and a third of its memory."""
+
+PAGES_EVERY = 4
+"""Heads between two times that mapped pages are given back: each maps 4 MB, a quarter of a
+megabyte of which it needs; bringing that back takes 0.1 ms."""
 
 ROWS = (AWARE, AGNOSTIC)
 _F32 = np.dtype(np.float32).itemsize
@@ -113,6 +119,9 @@ class TwoBranches:
                 self._one[row].input(f"past_key_values.{name}", buffer, row_shape, offset)
                 self._one[row].output(f"present.{name}", buffer, row_shape, offset)
         self._both.input("input_ids", self._pair)
+        self._tables = mapped_tables(bundle.path / WEIGHTS)
+        self._heads_run = 0
+        give_back_heap()
 
     @classmethod
     def open(cls, bundle: Bundle, *, max_length: int, threads: int = 1) -> TwoBranches:
@@ -159,6 +168,7 @@ class TwoBranches:
             if cut < len(ids):
                 self._run_row(row, ids[cut:], cut)
             self._hidden[0, row] = self._chunk_hidden[self._last]
+        give_back_pages(self._tables)
         self._ready = True
 
     def note_blocks(self, note: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -231,6 +241,9 @@ class TwoBranches:
         binding.input("hidden", self._hidden, (2, size), at * 2 * size * _F32)
         binding.output("logits", out)
         binding.run()
+        self._heads_run += 1
+        if self._heads_run % PAGES_EVERY == 0:
+            give_back_pages(self._tables)
         return out
 
     def delta(self, ids: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float32]:
@@ -282,11 +295,14 @@ class TwoBranches:
             binding.output("hidden", self._chunk_hidden, (1, count, size))
             binding.run()
             self._last = count - 1
+            if count == CHUNK:
+                give_back_pages(self._tables)
 
     def _head(self, which: str) -> Binding:
         if which not in self._heads:
             path = self.bundle.head if which == "head" else self.bundle.candidates
             self._heads[which] = Binding(open_session(path, threads=self.threads))
+            self._tables = mapped_tables(self.bundle.path / WEIGHTS)
         return self._heads[which]
 
     def _fits(self, what: str, tokens: int) -> None:

@@ -1,7 +1,9 @@
-"""How much memory this process has held."""
+"""How much memory this process has held, and giving back what it does not need."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import re
 import resource
 import sys
@@ -30,3 +32,56 @@ def rss_mb() -> float:
     import psutil
 
     return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def give_back_heap() -> None:
+    """Return freed heap memory to the system, where its allocator offers a way (glibc).
+
+    Loading a model frees many small blocks that would stay resident: 17 MB for SmolLM2-135M.
+    """
+    libc = _libc()
+    if libc is not None and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def mapped_tables(file: Path, at_least: int = 1 << 20) -> list[tuple[int, int]]:
+    """Where this process has `file` mapped in pieces of `at_least` bytes: start and end addresses.
+
+    Valid as long as whoever mapped it keeps it mapped. Empty where the system does not tell.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    name, found = str(file.resolve()), []
+    for line in maps.splitlines():
+        if line.endswith(name):
+            start, end = (int(edge, 16) for edge in line.split(maxsplit=1)[0].split("-"))
+            if end - start >= at_least:
+                found.append((start, end))
+    return found
+
+
+def give_back_pages(tables: list[tuple[int, int]]) -> None:
+    """Let go of the pages of mapped files that nobody writes to; the next touch brings them back.
+
+    They stay in the system's cache. A lookup in a mapped table touches one row, but the system
+    maps the pages around it too: after a prompt all of the table would count as resident.
+    """
+    libc = _libc()
+    if libc is not None:
+        for start, end in tables:
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
+
+
+_DONTNEED = 4
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return ctypes.CDLL(None, use_errno=True)
+    except OSError:
+        return None

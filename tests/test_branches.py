@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from edge_runtime.branches import CHUNK, TwoBranches, open_branches
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import CosteerError, UsageError
+from edge_runtime.memory import give_back_pages, mapped_tables
 
 LENGTH = 400
 
@@ -206,3 +207,20 @@ def test_an_answer_before_its_prompt_is_refused(tiny_bundle: Bundle) -> None:
     fresh.prefill([1], [2])
     with pytest.raises(UsageError):
         fresh.prefill([1] * 9, [2])
+
+
+def test_mapped_pages_given_back_come_back_the_same(together: TwoBranches) -> None:
+    weights = together.bundle.path / "weights.bin"
+    tables = mapped_tables(weights, at_least=1)
+    if not tables:
+        pytest.skip("this system does not tell what is mapped")
+    together.prefill(tokens(together.bundle, 20), tokens(together.bundle, 5))
+    expected = together.logits()
+    give_back_pages(tables)
+    np.testing.assert_array_equal(together.logits(), expected)
+    together.extend([1])
+    stepped = together.logits()
+    give_back_pages(tables)
+    together.rollback(0)
+    together.extend([1])
+    np.testing.assert_array_equal(together.logits(), stepped)
