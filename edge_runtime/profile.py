@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ import numpy as np
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import EnvironmentFailure
 from edge_runtime.memory import peak_rss_mb
+from edge_runtime.profile_parts import costs, operators
 from edge_runtime.roofline import Roofline, bandwidth_gbps, step_bytes
 
 CANDIDATES = 64
@@ -70,6 +70,8 @@ def measure(
     }
     first["bundle_mb"] = opened.size_bytes / 1e6
     first["peak_rss_over_bundle"] = first["peak_rss_mb"] / first["bundle_mb"]
+    first["bundle"] = opened.manifest.name + " " + opened.manifest.target
+    first |= costs(first, opened.manifest.memory.weights_bytes, CANDIDATES)
     first["by_threads"] = reports
     return first
 
@@ -190,7 +192,7 @@ def _inside(job: Job) -> dict[str, Any]:
         "peak_rss_after_prefill_mb": after_prefill,
         "peak_rss_full_head_mb": with_full_head,
         "grown_mb_after_500_tokens": grown,
-        "ops_ms": _ops(bundle, job, text, past),
+        "ops_ms": operators(bundle, job, text, past),
     }
 
 
@@ -258,40 +260,6 @@ def _growth(branches: Any, prompt: list[int], tokens: int) -> float:
     for _ in range(tokens - 2):
         branches.extend([7])
     return peak_rss_mb() - before
-
-
-def _ops(bundle: Bundle, job: Job, text: list[int], past: int) -> dict[str, float]:
-    """Milliseconds of one two-row step by operator type, the largest first."""
-    from edge_runtime import branches as module
-
-    with tempfile.TemporaryDirectory() as folder:
-        plain = module.open_session
-
-        def profiled(path: Path, *, threads: int = 1) -> Any:
-            return plain(path, threads=threads, profile_prefix=f"{folder}/ops")
-
-        module.open_session = profiled  # type: ignore[assignment]
-        try:
-            rows = module.TwoBranches.open(
-                bundle, max_length=job.context_tokens, threads=job.threads
-            )
-        finally:
-            module.open_session = plain
-        rows.prefill(text[:past], text[:past])
-        steps = 10
-        for _ in range(steps):
-            rows.rollback(0)
-            rows.extend(text[:1])
-        events = json.loads(Path(rows._decoder.end_profiling()).read_text())
-    runs = sorted(event["ts"] for event in events if event["name"] == "model_run")
-    spent: dict[str, float] = {}
-    for event in events:
-        timed = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
-        if timed and event["ts"] >= runs[-steps]:
-            kind = event["args"]["op_name"]
-            spent[kind] = spent.get(kind, 0.0) + event["dur"] / 1e3 / steps
-    ranked = sorted(spent.items(), key=lambda pair: -pair[1])
-    return {kind: round(ms, 3) for kind, ms in ranked}
 
 
 def _some_ids(bundle: Bundle) -> np.ndarray:

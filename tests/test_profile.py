@@ -53,6 +53,16 @@ def test_the_report_has_what_it_promises(report: dict) -> None:
     assert "GroupQueryAttention" in report["ops_ms"]
 
 
+def test_the_report_is_a_device_profile_of_the_simulator(report: dict) -> None:
+    costs = report["costs"]
+    assert costs["step_ms"] == report["step_ms_without_head"]["p50"]
+    # The line through the shortest and the longest prompt meets both, unless it was cut at zero.
+    for length in (32, 128):
+        line = costs["prefill_ms"] + length * costs["prefill_ms_per_token"]
+        assert costs["prefill_ms"] == 0 or line == pytest.approx(report["prefill_ms"][str(length)])
+    assert {"machine", "engine", "date", "bundle"} <= set(report)
+
+
 def test_memory_stands_still_while_an_answer_grows(report: dict) -> None:
     assert report["grown_mb_after_500_tokens"] < 1
 

@@ -1,0 +1,82 @@
+"""Where a step's time goes: by operator, and by what a simulator charges for."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.bundle import Bundle
+
+if TYPE_CHECKING:
+    from edge_runtime.profile import Job
+
+
+def operators(bundle: Bundle, job: Job, text: list[int], past: int) -> dict[str, float]:
+    """Milliseconds of one two-row step by operator type, the largest first."""
+    from edge_runtime import branches as module
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain = module.open_session
+
+        def profiled(path: Path, *, threads: int = 1) -> Any:
+            return plain(path, threads=threads, profile_prefix=f"{folder}/ops")
+
+        module.open_session = profiled  # type: ignore[assignment]
+        try:
+            rows = module.TwoBranches.open(
+                bundle, max_length=job.context_tokens, threads=job.threads
+            )
+        finally:
+            module.open_session = plain
+        rows.prefill(text[:past], text[:past])
+        steps = 10
+        for _ in range(steps):
+            rows.rollback(0)
+            rows.extend(text[:1])
+        events = json.loads(Path(rows._decoder.end_profiling()).read_text())
+    runs = sorted(event["ts"] for event in events if event["name"] == "model_run")
+    spent: dict[str, float] = {}
+    for event in events:
+        timed = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        if timed and event["ts"] >= runs[-steps]:
+            kind = event["args"]["op_name"]
+            spent[kind] = spent.get(kind, 0.0) + event["dur"] / 1e3 / steps
+    ranked = sorted(spent.items(), key=lambda pair: -pair[1])
+    return {kind: round(ms, 3) for kind, ms in ranked}
+
+
+def costs(report: dict[str, Any], weights_bytes: int, candidates: int) -> dict[str, Any]:
+    """The report as a device profile of the simulator: `costs`, and what they were measured on.
+
+    Linear in tokens: a prompt's first call and the slope of the rest come from the two prefill
+    lengths that are farthest apart.
+    """
+    import onnxruntime
+
+    lengths = sorted(int(n) for n in report["prefill_ms"])
+    step = report["step_ms_without_head"]["p50"]
+    first, slope = step, step / 2
+    if len(lengths) > 1:
+        least, most = lengths[0], lengths[-1]
+        low, high = (report["prefill_ms"][str(n)] for n in (least, most))
+        slope = max(0.0, (high - low) / (most - least))
+        first = max(0.0, low - slope * least)
+    head = max(0.0, report["step_ms_candidate_head"]["p50"] - step)
+    return {
+        "machine": f"{platform.machine()}, {report['threads']} thread(s)",
+        "engine": f"onnxruntime {onnxruntime.__version__}, CPU",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "costs": {
+            "weights_mb": weights_bytes / 1e6,
+            "step_ms": step,
+            "chunk_ms_per_token": 2 * slope,
+            "prefill_ms": first,
+            "prefill_ms_per_token": slope,
+            "head_ms_per_candidate": head / candidates,
+            "steer_ms": report["outside_ms"],
+        },
+    }
