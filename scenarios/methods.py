@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edge_runtime.candidates import CandidateSet, Codec
 from edge_runtime.errors import UsageError
-from edge_runtime.steering import Method, log_softmax, method, policy
+from edge_runtime.steering import Method, method, policy
 from scenarios.metrics import kl
 from scenarios.predictions import AGNOSTIC, AWARE, CLOUD, UPLOAD, Predictions, Table
 
@@ -62,9 +62,9 @@ def steered(
 ) -> npt.NDArray[np.floating]:
     """log policy [C] of `rule`, from log-probabilities [4, C] that sum to one.
 
-    With a `codec` the device sees what that leaves of the cloud's prediction. Tokens that were not
-    sent then share the probability that the frame says was left out, in proportion to what the
-    aware branch thinks of them: all that a device could know.
+    With a `codec` the device sees what that leaves of the cloud's prediction, and steering reaches
+    only the tokens that were sent: the others keep the probability that the cloud gives them, which
+    is together what the frame says was left out.
     """
     base = UPLOAD if rule.base == "informed-cloud" else CLOUD
     cloud = table[base].astype(np.float64)
@@ -83,9 +83,9 @@ def steered(
         return found.policy
     whole = np.full(len(cloud), -np.inf)
     outside = np.setdiff1d(np.arange(len(cloud)), found.ids)
-    left_out = min(max(sent.left_out, 1e-9), 1 - 1e-9)
-    whole[found.ids] = found.policy + np.log1p(-left_out)
-    whole[outside] = np.log(left_out) + log_softmax(table[AWARE, outside].astype(np.float64))
+    rest = float(np.logaddexp.reduce(cloud[outside])) if len(outside) else -np.inf
+    whole[found.ids] = found.policy + np.log1p(-min(np.exp(rest), 1 - 1e-9))
+    whole[outside] = cloud[outside]
     return whole
 
 
