@@ -6,13 +6,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help venv demo test lint bench reference constraints clean
+.PHONY: help venv demo test lint bench arm-check reference constraints clean
 
 help:
 	@echo "make demo         a private note steers a cloud model's answer, on real weights"
 	@echo "make test         the test suite"
 	@echo "make lint         format, lint, types, and who may import whom"
 	@echo "make bench        speed on this machine (docs/performance.md)"
+	@echo "make arm-check BUNDLE=DIR   the same tokens on emulated arm64 (needs qemu-user, debootstrap)"
 	@echo "make reference    docs/cli.md anew from the code"
 	@echo "make constraints  resolve every dependency anew into constraints.txt"
 	@echo "make clean        forget the virtual environment and all that was made"
@@ -40,6 +41,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+arm-check: $(STAMP)
+	PYTHON=$(BIN)/python benchmarks/arm_check.sh $(BUNDLE)
 
 reference: $(STAMP)
 	$(BIN)/python docs/reference.py

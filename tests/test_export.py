@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_runtime.bundle import Bundle, open_bundle
-from edge_runtime.errors import UsageError
-from export.pipeline import export_bundle
+from edge_runtime.errors import BudgetExceeded, UsageError
+from export.pipeline import admit, export_bundle
+from export.quantize import LEVELS
 from export.recipes import RECIPES
 from tests.tiny import VOCABULARY_SIZE, write_model
 
@@ -174,3 +177,40 @@ def test_an_unknown_model_is_refused(model: str, tmp_path: Path) -> None:
 def test_an_unknown_target_suggests_the_nearest(tiny_model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean cpu-int8"):
         export_bundle(str(tiny_model_dir), tmp_path / "out", target="cpu-int")
+
+
+def test_byte_products_stay_below_sixteen_bits() -> None:
+    largest_byte, largest_weight = 64 + LEVELS, 127
+    assert 2 * largest_byte * largest_weight < 2**15
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6))
+def test_two_terms_are_as_precise_as_fourteen_bits(seed: int, size: float) -> None:
+    x = np.random.default_rng(seed).normal(size=96) * size
+    step = np.abs(x).max() / LEVELS
+    first = np.round(x / step)
+    second = np.round((x / step - first) * 2 * LEVELS)
+    assert np.abs(first).max() <= LEVELS
+    assert np.abs(second).max() <= LEVELS
+    # Half of one step of the second term.
+    assert np.abs(x - step * (first + second / (2 * LEVELS))).max() <= step / (4 * LEVELS) * 1.001
+
+
+def test_what_memory_or_disk_cannot_hold_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(BudgetExceeded, match=r"GB (free|available); allowed"):
+        admit(10**13, RECIPES["cpu-int8"], tmp_path / "deep" / "out")
+    admit(10**6, RECIPES["cpu-int8"], tmp_path / "deep" / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_export_leaves_nothing(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("export.pipeline.write_graphs", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(str(tiny_model_dir), tmp_path / "out", verify=False)
+    assert list(tmp_path.iterdir()) == []
