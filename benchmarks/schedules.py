@@ -2,9 +2,10 @@
 
     python -m benchmarks.schedules RECORDINGS [--device oneplus-12] [--rtt 35 60] [--json OUT]
 
-Round trips and rates are those of the `lte` profile with its round trip set; the cloud's pass is a
-published one. Times are virtual, tokens are those of the recording under every schedule, or it says
-so. Speed is tokens after the first over the time they took, summed over the answers.
+Links are those of the `lte` profile for round trips up to 40 ms and of `us-mobile` above, with the
+round trip set; the cloud's pass is a published one. Times are virtual, tokens are those of the
+recording under every schedule, or it says so. Speed is tokens after the first over the time they
+took, summed over the answers.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def run(
     gain: float | None = None,
 ) -> Transcript:
     """One answer in virtual time."""
-    up, down = network("us-mobile").with_rtt(rtt_ms).links(0)
+    up, down = network("lte" if rtt_ms <= 40 else "us-mobile").with_rtt(rtt_ms).links(0)
     return simulate(
         make(RecordedDevice(recording, gain), recording),
         recording.session(),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloud_sim.net.catalogue import network
 from cloud_sim.session import session
+from cloud_sim.sim.costs import CloudCosts, DeviceCosts
+from cloud_sim.sim.simulate import simulate
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import run_direct
-from edge_runtime.schedules.auto import Conditions, auto, choices
+from edge_runtime.schedules.auto import Choice, Conditions, auto, choices
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
 from tests.fakes import FakeCloud, FakeDevice
@@ -40,6 +46,9 @@ def test_the_choice_follows_the_conditions() -> None:
     n=st.integers(1, 60),
     price=st.sampled_from([0.0, 1.0, 1000.0]),
     line=faults,
+    chosen=st.sampled_from(
+        [None, Choice("lockstep", 0, 1), Choice("runahead", 1, 1), Choice("runahead", 8, 1)]
+    ),
 )
 def test_auto_is_lockstep(
     seed: int,
@@ -49,8 +58,11 @@ def test_auto_is_lockstep(
     n: int,
     price: float,
     line: Any,
+    chosen: Choice | None,
 ) -> None:
     """In whatever mode it goes on; only drafts draw other random numbers."""
+    if chosen is not None:
+        line = replace(line, shuffle=True)
     cloud = FakeCloud(32, seed)
     request = Request("a query", "", codec("topk:8"), n)
 
@@ -58,17 +70,18 @@ def test_auto_is_lockstep(
         return FakeDevice(32, gain=gain, temperature=temperature, end_ids=end_ids)
 
     plain = run_direct(lockstep(device(), request), session(cloud))
-    chosen = run_direct(
-        auto(device(), request, price_ms=price),
-        lambda: session(cloud),
-        faults=line,
-        max_actions=200_000,
-    )
-    assert len(chosen.notes) == 1
+    with patch("edge_runtime.schedules.auto.choices", lambda at: [chosen or choices(at)[0]]):
+        transcript = run_direct(
+            auto(device(), request, price_ms=price),
+            lambda: session(cloud),
+            faults=line,
+            max_actions=200_000,
+        )
+    assert len(transcript.notes) == 1
     assert not cloud.open_sequences
-    if temperature and "auto: draft" in chosen.notes[0]:
+    if temperature and "auto: draft" in transcript.notes[0]:
         return
-    assert chosen.tokens == plain.tokens
+    assert transcript.tokens == plain.tokens
 
 
 def test_the_note_says_what_was_chosen_and_why() -> None:
@@ -81,3 +94,21 @@ def test_the_note_says_what_was_chosen_and_why() -> None:
     assert note.startswith("auto: lockstep")
     for part in ("instead of", "round trip", "agreement", "over 24 tokens", "a wasted cloud token"):
         assert part in note
+
+
+@pytest.mark.parametrize("branches", [1, 8])
+def test_what_was_still_on_its_way_from_the_other_mode_is_not_taken_up(branches: int) -> None:
+    """Over a line with real delays and a cloud that needs time, the mode switches in mid-stream."""
+    cloud, request = FakeCloud(32, 3), Request("a query", "", codec("topk:8"), 60)
+    up, down = network("lte").with_rtt(60).links(0)
+    with patch("edge_runtime.schedules.auto.choices", lambda at: [Choice("runahead", branches, 1)]):
+        transcript = simulate(
+            auto(FakeDevice(32, gain=0.2, end_ids=[]), request),
+            session(cloud),
+            uplink=up,
+            downlink=down,
+            device_costs=DeviceCosts(step_ms=10.0),
+            cloud_costs=CloudCosts(step_ms=12.0),
+        )
+    plain = run_direct(lockstep(FakeDevice(32, gain=0.2, end_ids=[]), request), session(cloud))
+    assert transcript.tokens == plain.tokens

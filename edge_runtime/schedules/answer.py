@@ -62,6 +62,8 @@ class Answer:
     _opening: Callable[[], wire.Open] = field(init=False)
     _sent: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Tokens of the last two `Extend`s, by epoch; none for an `Open`."""
+    _opened_in: int = 0
+    """Epoch of the last `Open`."""
     _asked: bool = False
     """Something was sent that has not been waited for yet."""
     _untold: bool = False
@@ -106,6 +108,7 @@ class Answer:
             self.emitted
         )  # frames of the mode or connection before it are told apart
         self._sent = {self.epoch: ()}
+        self._opened_in = self.epoch
         self.predictions.clear()
         yield from self._ask(self._opening())
 
@@ -195,6 +198,8 @@ class Answer:
 
     def _keep(self, frame: wire.Candidates | wire.Scores, now_ms: float) -> None:
         predictions, position = self.predictions, frame.position
+        if frame.epoch < self._opened_in:
+            return  # the cloud does not remember what it said in another mode
         self.pace.arrived(frame, now_ms)
         if isinstance(frame, wire.Candidates):
             predictions.add(frame.epoch, position, frame.after, frame.payload, self.emitted)
