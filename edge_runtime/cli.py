@@ -64,6 +64,7 @@ def generate(
     from edge_runtime.assembly import Plan, device_for, public_query
     from edge_runtime.bundle import open_bundle
     from edge_runtime.candidates import codec as codec_named
+    from edge_runtime.ledger import ledger
     from edge_runtime.memory import peak_rss_mb
     from edge_runtime.sampling import Sampler
     from edge_runtime.schedules.exchange import Request
@@ -115,6 +116,7 @@ def generate(
     answer = text.decode(transcript.tokens)
     row = {"text": answer, **transcript.row(), "peak_rss_mb": peak_rss_mb()}
     row["method"], row["gain"] = rule.name, rule.gain
+    row["ledger"] = ledger(transcript, rule, sampler).row()
     if as_json:
         print(json.dumps(row))
     else:

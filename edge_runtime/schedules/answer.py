@@ -74,7 +74,7 @@ class Answer:
     def __post_init__(self) -> None:
         self.predictions = Predictions(self.request.codec)
         self.counters = dict.fromkeys(
-            ("round_trips", "divergences", "gated", "late", "reconnections"), 0
+            ("round_trips", "divergences", "accepted", "gated", "late", "reconnections"), 0
         )
 
     @property
