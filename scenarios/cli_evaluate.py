@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,11 +19,16 @@ from scenarios.datasets import read
 from scenarios.evaluate import Evaluation, Plan
 from scenarios.evaluate import evaluate as run
 from scenarios.fit import fit as choose
+from scenarios.judge import Judge
 from scenarios.methods import parse_all, score
+from scenarios.metrics import mean
 from scenarios.pair import Lengths, open_pair
 from scenarios.predictions import Store
 
-DEFAULT_METHODS = "cloud-only,light,costeer,blend,upload"
+JUDGE_KEY = "COSTEER_JUDGE_KEY"
+"""Environment variable: the bearer token of the judge's server, if it wants one."""
+
+DEFAULT_METHODS = "cloud-only,light,costeer,tempered,blend,upload"
 
 
 def evaluate(
@@ -57,12 +63,21 @@ def evaluate(
     cache: Annotated[
         Path | None, typer.Option(help="Where predictions and answers are kept.")
     ] = None,
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="An OpenAI-compatible server that grades the answers (it sees the notes!)."
+        ),
+    ] = "",
+    judge_model: Annotated[str, typer.Option(help="The model that the judge's server runs.")] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="End with one JSON object, keyed by method.")
     ] = False,
 ) -> None:
     """Measure answer quality on a data set: likelihood of references, and answers themselves."""
     rules = parse_all(methods)
+    if judge and not generate:
+        raise UsageError("evaluate", "a judge needs answers to grade", todo="Add --generate N")
     cases = read(dataset, data, limit)
     lengths = Lengths(note_tokens, reference_tokens)
     pair = open_pair(
@@ -88,6 +103,11 @@ def evaluate(
     rows: dict[str, Any] = {name: result.row(name) for name in result.results}
     if fit:
         rows["fitted"] = _fitted(result)
+    if judge:
+        server = Judge(judge, judge_model, os.environ.get(JUDGE_KEY, ""))
+        for name, found in result.results.items():
+            pairs = zip(cases, found.answers, strict=False)
+            rows[name]["judge"] = mean([server.grade(c, a.text) for c, a in pairs]).dict()
     errors.print(_table(rows))
     if as_json:
         print(json.dumps(rows))
@@ -114,6 +134,7 @@ _COLUMNS = (
     ("without", "cloud_logp", 1, ""),
     ("facts", "facts", 100, "%"),
     ("ROUGE-1", "rouge1", 1, ""),
+    ("judge", "judge", 1, ""),
 )
 
 
