@@ -34,8 +34,18 @@ MakeLinks = Callable[[int], tuple[Link, Link]]
 """A fresh uplink and downlink for the n-th connection."""
 
 
+_NEAR_MS = 1.0
+"""A waiting thread wakes up late: the last stretch is slept in small pieces."""
+_PIECE_S = 5e-5
+_MOST_HOP_MS = 2.0
+
+
 class WallTimers:
-    """`transport.Timers` on the wall clock; calls happen on the event loop."""
+    """`transport.Timers` on the wall clock; calls happen on the event loop.
+
+    The way from the timer's thread to the loop takes time as well. Each call measures how late it
+    was, and the next ones set out that much earlier, so that the delays are the model's.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -43,6 +53,7 @@ class WallTimers:
         self._count = 0
         self._changed = threading.Condition()
         self._stopped = False
+        self._hop_ms = 0.1
         self._thread = threading.Thread(target=self._run, name="costeer-shaper", daemon=True)
         self._thread.start()
 
@@ -70,15 +81,30 @@ class WallTimers:
         while True:
             with self._changed:
                 while not self._stopped:
-                    wait = self._heap[0][0] - self.now_ms() if self._heap else None
+                    wait = self._left() - _NEAR_MS if self._heap else None
                     if wait is not None and wait <= 0:
                         break
                     self._changed.wait(None if wait is None else wait / 1e3)
                 if self._stopped:
                     return
-                call = heapq.heappop(self._heap)[2]
+            while self._left() > 0:
+                time.sleep(_PIECE_S)
+            with self._changed:
+                when_ms, _, call = heapq.heappop(self._heap)
             with contextlib.suppress(RuntimeError):  # the loop has been closed meanwhile
-                self._loop.call_soon_threadsafe(call)
+                self._loop.call_soon_threadsafe(self._arrive, when_ms, call)
+
+    def _left(self) -> float:
+        """Until the first call has to set out, ms; a call may come in before it at any time."""
+        return self._heap[0][0] - self._hop_ms - self.now_ms()
+
+    def _arrive(self, when_ms: float, call: Callable[[], None]) -> None:
+        late_ms = self.now_ms() - when_ms
+        # A tenth of each error, and no more of an outlier than of any: the machine's own pauses
+        # are not the way's.
+        step = 0.1 * min(1.0, max(-1.0, late_ms))
+        self._hop_ms = min(_MOST_HOP_MS, max(0.0, self._hop_ms + step))
+        call()
 
 
 class Shaper:
