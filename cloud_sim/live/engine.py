@@ -2,8 +2,11 @@
 
 Requests that arrive while a pass runs form the next batch, first come first served; requests
 marked `speculative` (run-ahead's guesses) ride along when there is room and otherwise wait until
-nobody else does. A long prompt is computed in chunks, so that the others' next tokens do not wait
-for all of it. A pass that fails ends the sessions that were in it, not the engine.
+nobody else does. Sessions that were served together come back within moments of each other: the
+next pass waits a little for the last of them (`_Muster`), or else they would split into groups
+that wait for each other's passes for ever. A long prompt is computed in chunks, so that the
+others' next tokens do not wait for all of it. A pass that fails ends the sessions that were in it,
+not the engine.
 """
 
 from __future__ import annotations
@@ -57,6 +60,44 @@ class _Job:
         return True
 
 
+LINGER = 0.15
+"""A pass may begin later by this share of the last one's time, if that makes it larger."""
+LINGER_MS = 20.0
+"""And by no more than this."""
+MOST_SKIPPED = 32
+"""Passes that begin at once after waiting has not paid."""
+
+
+class _Muster:
+    """How long to wait for sessions that were served lately; learns whether it pays."""
+
+    def __init__(self) -> None:
+        self._lately: list[set[int]] = [set(), set()]
+        self._until_ms = 0.0
+        self._skip = self._penalty = 0
+
+    def served(self, sequences: set[int], pass_ms: float, ended_ms: float) -> None:
+        """A pass over `sequences` has ended."""
+        self._lately = [self._lately[1], sequences]
+        self._until_ms = ended_ms + min(LINGER * pass_ms, LINGER_MS)
+
+    def left_ms(self, waiting: int, now_ms: float) -> float:
+        """How long to wait yet, with `waiting` sequences here; 0: begin."""
+        expected = len(self._lately[0] | self._lately[1])
+        if waiting >= expected or self._skip:
+            return 0.0
+        return max(0.0, self._until_ms - now_ms)
+
+    def began(self, waiting: int, lingered: bool) -> None:
+        """A pass begins; whether more came after lingering is how it learns."""
+        if self._skip:
+            self._skip -= 1
+        elif lingered:
+            came = waiting >= len(self._lately[0] | self._lately[1])
+            self._penalty = 0 if came else min(2 * self._penalty + 1, MOST_SKIPPED)
+            self._skip = self._penalty
+
+
 @dataclass(slots=True)
 class Totals:
     """Since the engine began."""
@@ -94,6 +135,7 @@ class Engine:
         self._waiting: list[_Job] = []
         self._changed = threading.Condition()
         self._stopped = False
+        self._muster = _Muster()
         self._on_thread = on_thread
         self._thread = threading.Thread(target=self._run, name="costeer-engine", daemon=True)
         self._thread.start()
@@ -135,6 +177,7 @@ class Engine:
             with self._changed:
                 while not self._waiting and not self._stopped:
                     self._changed.wait()
+                self._gather()
                 if self._stopped:
                     return
                 jobs = self._next()
@@ -143,6 +186,18 @@ class Engine:
             ]
             if jobs:
                 self._pass(jobs)
+
+    def _gather(self) -> None:
+        """Wait a little for sessions that are about to come back. Holds the condition."""
+        lingered = False
+        while not self._stopped:
+            here = sum(len(job.requests) for job in self._waiting)
+            left = self._muster.left_ms(here, time.monotonic() * 1e3)
+            if left <= 0:
+                self._muster.began(here, lingered)
+                return
+            lingered = True
+            self._changed.wait(left / 1e3)
 
     def _next(self) -> list[_Job]:
         """The next batch, taken out of the queue: whoever waits before whoever guesses."""
@@ -176,6 +231,7 @@ class Engine:
             return
         ended = time.monotonic() * 1e3
         self._count(requests, ended - began)
+        self._muster.served({id(r.sequence) for r in requests}, ended - began, ended)
         at = 0
         for job, part in zip(jobs, parts, strict=True):
             mine = results[at : at + len(part)]

@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from edge_runtime.errors import EnvironmentFailure, UsageError, did_you_mean
+from edge_runtime.gguf_reading import read_once
 from edge_runtime.text import Text
 from edge_runtime.vocabulary import end_ids
 from edge_runtime.weights import ALIASES, Progress, fetch
@@ -121,7 +122,7 @@ def _language(tokenizer: Any, declared: list[int | None]) -> tuple[Text, tuple[i
 def _one_line(source: str) -> Iterator[None]:
     """Whatever goes wrong in loading, as one line."""
     try:
-        with _silence():
+        with _silence(), read_once():
             yield
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
