@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cloud_sim.net.catalogue import network
@@ -15,7 +15,7 @@ from cloud_sim.session import session
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.simulate import simulate
 from edge_runtime.candidates import codec
-from edge_runtime.connections.direct import run_direct
+from edge_runtime.connections.direct import Faults, run_direct
 from edge_runtime.schedules.auto import Choice, Conditions, auto, choices
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
@@ -37,6 +37,16 @@ def test_the_choice_follows_the_conditions() -> None:
     assert best(agreement=0.0, round_trip_ms=400.0, device_ms=1.0, price_ms=5.0).name == "draft"
 
 
+@example(
+    seed=29,
+    gain=0.3,
+    temperature=0.0,
+    end_ids=None,
+    n=28,
+    price=0.0,
+    line=Faults(seed=1, delay_ticks=60, reorder=True, shuffle=True),
+    chosen=None,
+)
 @settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 10**6),

@@ -15,8 +15,8 @@ from edge_runtime import wire
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import Wiretap, run_direct
 from edge_runtime.errors import ConnectionFailed, Refused
-from edge_runtime.schedules.actions import Arrival, Receive, Send
-from edge_runtime.schedules.exchange import Request
+from edge_runtime.schedules.actions import Arrival, Receive, Schedule, Send
+from edge_runtime.schedules.exchange import Request, refused
 from edge_runtime.schedules.lockstep import lockstep
 from tests.fakes import FakeCloud, FakeDevice
 
@@ -128,17 +128,31 @@ def test_the_session_refuses_with_a_reason_and_a_way_out() -> None:
     assert refusal(Limits(answer_tokens=2)).code == "answer_too_long"
 
 
-def test_frames_that_cannot_be_used_end_in_a_refusal_not_in_ever_more_memory() -> None:
+def test_a_frame_before_open_is_refused() -> None:
     handler = session(FakeCloud(32))
-    action = next(handler)
-    for epoch in range(65):
-        assert isinstance(action, Receive)
-        action = handler.send(Arrival(wire.Extend(epoch, 0, (1,)), 0.0))
+    assert isinstance(next(handler), Receive)
+    action = handler.send(Arrival(wire.Credit(0, 3), 0.0))
     assert isinstance(action, Send)
     assert isinstance(action.frame, wire.Refusal)
     assert action.frame.code == "out_of_turn"
     with pytest.raises(StopIteration):
         handler.send(0.0)
+
+
+def test_frames_that_cannot_be_used_end_in_a_refusal_not_in_ever_more_memory() -> None:
+    def flood() -> Schedule:
+        yield Send(Request("q", "", codec("topk:4"), 4).open("step"))
+        for epoch in range(70):
+            yield Send(wire.Extend(epoch + 2, 0, (1,)))
+        while True:
+            event = yield Receive()
+            if isinstance(event.frame, wire.Refusal):
+                raise refused(event.frame)
+
+    cloud = FakeCloud(32)
+    with pytest.raises(Refused, match="out of turn"):
+        run_direct(flood(), session(cloud))
+    assert not cloud.open_sequences
 
 
 def test_a_session_that_is_dropped_frees_its_cache() -> None:

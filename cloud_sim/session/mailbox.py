@@ -51,6 +51,8 @@ class Mailbox:
                 self._opened.append(event.frame)
             if not isinstance(event.frame, wire.Extend | wire.Credit):
                 return event.frame
+            if self.epoch < 0:
+                raise out_of_turn(event.frame, "open")
             self._held.append(event.frame)
             if len(self._held) > MOST_HELD:
                 raise out_of_turn(event.frame, "the frames before it, or open")
@@ -59,8 +61,6 @@ class Mailbox:
 
     def _due(self) -> wire.Extend | wire.Credit | None:
         """The held frame whose turn it is; frames of epochs that have passed are dropped."""
-        if self.epoch < 0:
-            return None
         self._held = [f for f in self._held if f.epoch + isinstance(f, wire.Credit) > self.epoch]
         for frame in self._held:
             if frame.epoch == self.epoch + isinstance(frame, wire.Extend):

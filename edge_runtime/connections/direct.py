@@ -43,7 +43,7 @@ class Faults:
     delay_ticks: int = 0
     """A frame takes 0 to this many ticks, drawn anew for each."""
     reorder: bool = False
-    """Frames may overtake each other; otherwise they arrive in the order they were sent."""
+    """Frames may overtake each other, but not an `Open`; otherwise they arrive in order."""
     duplicate: float = 0.0
     """Chance that a frame arrives twice."""
     cut: float = 0.0
@@ -238,8 +238,10 @@ class _Run:
             return
         for _ in range(2 if chance[1] < self.faults.duplicate else 1):
             due = self.now + int(self.rng.integers(self.faults.delay_ticks + 1))
-            if not self.faults.reorder:
-                due = other.last_due = max(due, other.last_due)
+            if not self.faults.reorder or isinstance(frame, wire.Open):
+                other.last_due = max(due, other.last_due)
+            # No transport lets anything overtake the frame that opens a session.
+            due = max(due, other.last_due)
             self.order += 1
             heapq.heappush(other.in_flight, (due, self.order, decoded))
 
