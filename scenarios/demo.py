@@ -8,6 +8,7 @@ over simulated links, and a page that shows it all.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from scenarios.cli_study import study_path
+from scenarios.models import Models
 from scenarios.run import Machines, run
 from scenarios.spec import Cell, read_scenario
 
@@ -48,7 +50,9 @@ def demo(
 
 def show(cells: list[Cell], console: Console) -> dict[str, Any]:
     """Run the demo of `cells` (one per link) on `console`; all that the page needs."""
-    from scenarios.models import export_if_needed
+    from scenarios import panes
+    from scenarios.models import LocalModels, export_if_needed
+    from scenarios.recorded import Recorded
     from scenarios.server_process import ServerProcess
 
     cell = cells[0]
@@ -56,15 +60,17 @@ def show(cells: list[Cell], console: Console) -> dict[str, Any]:
     console.print(f"[bold]Only on the device:[/bold] [yellow]{cell.case.context}[/yellow]\n")
     began = time.monotonic()
     bundle = export_if_needed(cell.bundle)
-    with ServerProcess(cell.cloud_model) as server:
-        with _waiting(console) as progress:
-            task = progress.add_task(f"starting the cloud server ({cell.cloud_model})", total=None)
-            server.wait(lambda seconds: progress.update(task))
-        answers = live(cell, str(bundle), server.url, console)
-    from scenarios import panes
-
-    console.print(panes.figures(answers))
-    simulated = over_links(cells, answers, console)
+    with tempfile.TemporaryDirectory(prefix="costeer-") as private:
+        tape = Path(private) / "answer.tape"
+        with ServerProcess(cell.cloud_model) as server:
+            with _waiting(console) as progress:
+                starting = f"starting the cloud server ({cell.cloud_model})"
+                task = progress.add_task(starting, total=None)
+                server.wait(lambda seconds: progress.update(task))
+            answers = live(cell, str(bundle), server.url, tape, console)
+        console.print(panes.figures(answers))
+        models: Models = Recorded.open(bundle, tape) if tape.is_file() else LocalModels()
+        simulated = over_links(cells, answers, models, console)
     console.print(panes.links(simulated))
     return {
         "query": cell.case.query,
@@ -72,8 +78,9 @@ def show(cells: list[Cell], console: Console) -> dict[str, Any]:
         "answers": answers,
         "simulated": simulated,
         "simulated_note": (
-            "Simulated: the very same schedule, models and frames, in virtual time. Device and "
-            "cloud are charged what they took live here; the links are published profiles."
+            "Simulated: the very same schedule, rule and frames in virtual time, from a recording "
+            "of the live answer. Device and cloud are charged what they took live here; the "
+            "links are published profiles."
         ),
         "about": (
             f"Device: {cell.bundle} ({bundle.name}), two branches in one INT8 pass. Cloud: "
@@ -84,7 +91,7 @@ def show(cells: list[Cell], console: Console) -> dict[str, Any]:
     }
 
 
-def live(cell: Cell, bundle: str, url: str, console: Console) -> list[dict[str, Any]]:
+def live(cell: Cell, bundle: str, url: str, tape: Path, console: Console) -> list[dict[str, Any]]:
     """The cloud alone, then the steered answer, each by a device process of its own."""
     from scenarios.device_process import Job, events
     from scenarios.panes import Panes
@@ -99,8 +106,9 @@ def live(cell: Cell, bundle: str, url: str, console: Console) -> list[dict[str, 
         codec=cell.codec,
         schedule=cell.schedule,
         max_tokens=cell.max_tokens,
+        tape=str(tape),
     )
-    alone = replace(steered, method="cloud-only", gain=None)
+    alone = replace(steered, method="cloud-only", gain=None, tape="")
     jobs = [("The cloud alone", alone), (_label(cell), steered)]
     answers = []
     with Panes(console, [label for label, _ in jobs]) as panes:
@@ -122,15 +130,12 @@ def live(cell: Cell, bundle: str, url: str, console: Console) -> list[dict[str, 
 
 
 def over_links(
-    cells: list[Cell], answers: list[dict[str, Any]], console: Console
+    cells: list[Cell], answers: list[dict[str, Any]], models: Models, console: Console
 ) -> list[dict[str, Any]]:
     """The steered answer again over each cell's simulated link."""
-    from scenarios.models import LocalModels
-
     runs = []
     with _waiting(console) as progress:
         task = progress.add_task("simulating the links", total=len(cells))
-        models = LocalModels(told=lambda what: progress.update(task, description=what))
         machines = measured(*answers)
         for cell, result in zip(cells, run(cells, models, machines=machines), strict=True):
             progress.update(task, advance=1, description=f"simulated {cell.network}")

@@ -2,7 +2,7 @@
 
 The parent (`DeviceProcess`) starts `python -m scenarios.device_process`, writes one job as JSON and
 reads one JSON object a line: every token as it is emitted, and the whole answer at the end. The
-child imports nothing above `edge_runtime`.
+child loads no torch, transformers or simpy.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from edge_runtime.errors import CosteerError, EnvironmentFailure
@@ -31,6 +32,8 @@ class Job:
     codec: str = "topk:64"
     schedule: str = "lockstep"
     max_tokens: int = 64
+    tape: str = ""
+    """Where the answer is recorded (`scenarios.recorded`); empty: it is not."""
 
 
 class DeviceFailed(CosteerError):
@@ -100,6 +103,7 @@ def _answer(job: Job) -> None:
     from edge_runtime.transcript import TokenRecord
     from scenarios.answers import answer_row, token_row
     from scenarios.plans import plan_of
+    from scenarios.recorded import Listener, listens
 
     began = time.perf_counter()
     bundle = open_bundle(job.bundle)
@@ -113,10 +117,16 @@ def _answer(job: Job) -> None:
         max_tokens=job.max_tokens,
     )
     request = Request(job.query, text.fingerprint, codec(job.codec), job.max_tokens)
+    listener = None
+    if job.tape and listens(device, job.schedule):
+        listener = Listener(bundle, device, job.query, request.codec)
+        request = replace(request, codec=listener)
     _tell("ready", load_ms=1e3 * (time.perf_counter() - began))
     shown = text.stream()
 
     def on_token(record: TokenRecord) -> None:
+        if listener is not None:
+            listener.emitted(record)
         _tell("token", text=shown.push(record.token))
 
     transcript = asyncio.run(
@@ -132,6 +142,8 @@ def _answer(job: Job) -> None:
     tokens = [
         token_row(record, again.push(record.token), text.decode) for record in transcript.records
     ]
+    if listener is not None:
+        listener.tape.save(Path(job.tape))
     row = answer_row(transcript, text.decode(transcript.tokens), peak_rss_mb=peak_rss_mb())
     _tell("done", row=row, tokens=tokens)
 
