@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloud_sim.model import Logprobs, ScoreRequest
 from cloud_sim.session import Shelf, session
+from cloud_sim.session.pace import Window
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import Faults, Wiretap, run_direct
 from edge_runtime.schedules.exchange import Request
@@ -131,3 +134,35 @@ def test_uplink_bytes_do_not_depend_on_the_private_context(
         )
         taps.append(tap.up)
     assert taps[0] == taps[1]
+
+
+def test_only_what_the_device_waits_for_is_not_speculative() -> None:
+    """After each frame from the device one pass at most is urgent: the answer's own next token."""
+    urgent = []
+
+    class Watching(FakeCloud):
+        def score(self, requests: Sequence[ScoreRequest]) -> list[Logprobs]:
+            urgent.append([not request.speculative for request in requests])
+            return super().score(requests)
+
+    cloud = Watching(32)
+    cloud.end_ids = ()
+    device = FakeDevice(32, gain=0.3, end_ids=[])
+    schedule = runahead(device, Request("q", "", codec("full"), 100), branches=4)
+    transcript = run_direct(schedule, session(cloud), faults=Faults(delay_ticks=40))
+    assert all(sum(rows) <= 1 for rows in urgent)
+    divergences = transcript.counters["divergences"]
+    assert 1 <= sum(map(sum, urgent)) <= 1 + divergences
+    assert sum(len(rows) for rows in urgent) > 3 * (1 + divergences)
+
+
+def test_an_adapted_window_fits_what_is_in_flight() -> None:
+    """100 ms there and back at a token every 10 ms: at least 10, and not much more."""
+    window = Window(0, 64)
+    for position in range(60):
+        window.sent(position, position * 10.0)
+        if position >= 10:
+            window.confirmed(position - 9, position * 10.0)
+    assert 10 <= window.size <= 24
+    assert Window(5, 64).size == 5
+    assert Window(100, 64).size == 64
