@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +24,12 @@ CLOSE = 2e-5
 """Weights here are float64, but transformers computes norms and angles in float32."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    """Tiny matrices are faster on one thread, by far where others want the cores too."""
+    torch.set_num_threads(1)
+
+
 class Oracle:
     """Log-probabilities after each token of a prefix, by one plain forward pass without a cache."""
 
@@ -30,8 +37,6 @@ class Oracle:
         self.model = load(str(folder), dtype="float64", attention="eager").model
 
     def __call__(self, tokens: list[int]) -> np.ndarray:
-        import torch
-
         with torch.no_grad():
             logits = self.model(torch.tensor([tokens]), use_cache=False).logits[0]
         rows: np.ndarray = torch.log_softmax(logits, -1).numpy()

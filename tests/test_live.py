@@ -195,7 +195,7 @@ async def test_a_missing_or_wrong_token(shown: str | None, what: str) -> None:
         (b"", "not_a_frame"),
         (b"\x05\x00\x00\x00abcde", "not_a_frame"),
         (b"\xff\xff\xff\xff", "not_a_frame"),
-        (wire.encode(wire.Credit(0, 0)), "out_of_turn"),
+        (wire.encode(wire.Open(99, "q", "", "full", "step", 1)), "protocol"),
         (b"\x00" * 3000, "frame_too_large"),
     ],
 )

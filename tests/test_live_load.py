@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
@@ -33,6 +34,12 @@ from edge_runtime.schedules.runahead import runahead
 from tests.fakes import FakeCloud, FakeDevice
 
 SESSIONS, TOKENS = 64, 100
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    """Tiny matrices are faster on one thread, by far where others want the cores too."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
