@@ -107,22 +107,37 @@ def start(wanted: list[str]) -> tuple[dict[str, Worker], dict[str, str]]:
     return workers, skipped
 
 
-def measure(workers: dict[str, Worker], rounds: int) -> dict[str, dict[str, float]]:
-    """Medians in ms by peer and task; the peers take turns in every round."""
+def measure(
+    workers: dict[str, Worker], skipped: dict[str, str], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Medians in ms by peer and task; the peers take turns in every round.
+
+    A peer that fails on the way is left out from there on, with its reason in `skipped`.
+    """
     spent: dict[tuple[str, str], list[float]] = {}
+
+    def ask(name: str, turn: int, do: str, n: int, length: int = 0) -> None:
+        if name in skipped:
+            return
+        try:
+            some = workers[name].ask(do, n, length)
+        except (peers.Skipped, OSError) as reason:
+            skipped[name] = str(reason)
+            return
+        if turn:  # the first round warms up
+            spent.setdefault((name, do), []).extend(some)
+
     for turn in range(rounds):
-        for name, worker in workers.items():
+        for name in workers:
             for do in DOES.get(name, ("one", "two")):
-                some = worker.ask(do, 8 if turn else 3)
-                if turn:  # the first round warms up
-                    spent.setdefault((name, do), []).extend(some)
-        for name, worker in workers.items():
-            some = worker.ask("prefill", 1, 512)
-            if turn:
-                spent.setdefault((name, "prefill"), []).extend(some)
+                ask(name, turn, do, 8 if turn else 3)
+        for name in workers:
+            ask(name, turn, "prefill", 1, 512)
         print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
     result: dict[str, dict[str, float]] = {}
     for (name, do), values in spent.items():
+        if name in skipped:
+            continue
         result.setdefault(name, {})[do] = float(np.median(values))
     return result
 
@@ -247,7 +262,7 @@ def main() -> None:
     asked = parser.parse_args()
     wanted = [name for name in NAMES if name == "ours" or name in asked.peers.split(",")]
     workers, skipped = start(wanted)
-    ms = measure(workers, asked.rounds + 1)
+    ms = measure(workers, skipped, asked.rounds + 1)
     for worker in workers.values():
         worker.close()
     floor_ms, bandwidth = floor(peers.bundle())

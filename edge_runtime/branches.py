@@ -23,7 +23,13 @@ import numpy.typing as npt
 from edge_runtime.bundle import WEIGHTS
 from edge_runtime.engine import Binding, check_threads, open_session, raise_if_out_of_memory
 from edge_runtime.errors import BundleError, UsageError
-from edge_runtime.memory import give_back_heap, give_back_pages, mapped_tables
+from edge_runtime.memory import (
+    give_back_heap,
+    give_back_pages,
+    keep_heap_small,
+    map_sparsely,
+    mapped_tables,
+)
 from edge_runtime.policy import Scores
 from edge_runtime.steering import AGNOSTIC, AWARE
 
@@ -84,6 +90,7 @@ class TwoBranches:
         self.threads = check_threads(threads)
         self._hidden_size = shape.hidden
         self._together = bundle.manifest.branches == "together"
+        keep_heap_small()
         self._decoder = open_session(bundle.decoder, threads=threads)
         self._heads: dict[str, Binding] = {}
 
@@ -99,8 +106,9 @@ class TwoBranches:
             for layer in range(shape.layers)
             for what in ("key", "value")
         }
-        self._hidden = np.full((max_length + 1, 2, self._hidden_size), 0, np.float32)
-        """Row p: what predicts the answer's token p, both branches."""
+        self._hidden = np.zeros((0, 2, self._hidden_size), np.float32)
+        """Row p: what predicts the answer's token p, both branches. Made when a prompt is in: then
+        it is known how long the answer can be."""
         self._chunk_hidden = np.zeros((CHUNK, self._hidden_size), np.float32)
         self._ids = np.zeros(CHUNK, np.int64)
         self._pair = np.zeros((2, 1), np.int64)
@@ -119,7 +127,7 @@ class TwoBranches:
                 self._one[row].input(f"past_key_values.{name}", buffer, row_shape, offset)
                 self._one[row].output(f"present.{name}", buffer, row_shape, offset)
         self._both.input("input_ids", self._pair)
-        self._tables = mapped_tables(bundle.path / WEIGHTS)
+        self._tables = self._find_tables()
         self._heads_run = 0
         give_back_heap()
 
@@ -162,13 +170,18 @@ class TwoBranches:
         self._length = 0
         self._prompt = [len(aware), len(agnostic)]
         start = self._recall(aware[:note]) if self.notes is not None and note < len(aware) else 0
+        self._hidden = self._hidden[:0].copy()
+        last = np.zeros((2, self._hidden_size), np.float32)
         for row, ids, past in ((AWARE, aware, start), (AGNOSTIC, agnostic, 0)):
             cut = note if row == AWARE and past < note < len(ids) else len(ids)
             self._run_row(row, ids[past:cut], past)
             if cut < len(ids):
                 self._run_row(row, ids[cut:], cut)
-            self._hidden[0, row] = self._chunk_hidden[self._last]
+            last[row] = self._chunk_hidden[self._last]
         give_back_pages(self._tables)
+        room = self.max_length - max(self._prompt)
+        self._hidden = np.full((room + 1, 2, self._hidden_size), 0, np.float32)
+        self._hidden[0] = last
         self._ready = True
 
     def note_blocks(self, note: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -302,8 +315,13 @@ class TwoBranches:
         if which not in self._heads:
             path = self.bundle.head if which == "head" else self.bundle.candidates
             self._heads[which] = Binding(open_session(path, threads=self.threads))
-            self._tables = mapped_tables(self.bundle.path / WEIGHTS)
+            self._tables = self._find_tables()
         return self._heads[which]
+
+    def _find_tables(self) -> list[tuple[int, int]]:
+        tables = mapped_tables(self.bundle.path / WEIGHTS)
+        map_sparsely(tables)
+        return tables
 
     def _fits(self, what: str, tokens: int) -> None:
         if tokens > self.max_length:

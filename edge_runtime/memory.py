@@ -44,6 +44,26 @@ def give_back_heap() -> None:
         libc.malloc_trim(0)
 
 
+def keep_heap_small() -> None:
+    """Let the allocator (glibc) take large blocks from the system and return them when freed.
+
+    By default it raises its own limit as such blocks are freed, and keeps the next ones: 25 MB more
+    at the peak of a prefill. Blocks of one decode step are smaller than the limit set here.
+    """
+    libc = _libc()
+    if libc is not None and hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 18)
+
+
+def map_sparsely(tables: list[tuple[int, int]]) -> None:
+    """Have these mapped files come in small pages (Linux): a table whose rows are looked up would
+    otherwise come in 2 MB pieces, all of it after a few rows."""
+    libc = _libc()
+    if libc is not None:
+        for start, end in tables:
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _NOHUGEPAGE)
+
+
 def mapped_tables(file: Path, at_least: int = 1 << 20) -> list[tuple[int, int]]:
     """Where this process has `file` mapped in pieces of `at_least` bytes: start and end addresses.
 
@@ -74,7 +94,8 @@ def give_back_pages(tables: list[tuple[int, int]]) -> None:
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
 
 
-_DONTNEED = 4
+_DONTNEED, _NOHUGEPAGE = 4, 15
+_M_MMAP_THRESHOLD = -3
 
 
 @functools.cache

@@ -82,6 +82,7 @@ def _evict(path: Path) -> bool:
         return False
     handle = os.open(path, os.O_RDONLY)
     try:
+        os.fsync(handle)  # a page that is not on the disk yet cannot be dropped
         os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(handle)
