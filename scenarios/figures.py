@@ -75,7 +75,7 @@ def of_study(rows: pd.DataFrame, measure: str, varied: Sequence[str]) -> list[Fi
     makers: dict[str, list[Callable[..., Figure | None]]] = {
         "quality": [quality, quality_front],
         "time": [times, over_rtt, bytes_front, winners],
-        "fleet": [crowd],
+        "fleet": [crowd, crowd_median],
     }
     made = [
         make(rows, [name for name in varied if name in _columns(rows)]) for make in makers[measure]
@@ -189,31 +189,33 @@ def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
     )
 
 
-def crowd(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
-    """p95 time per token as more phones ask one cloud."""
+def crowd(rows: pd.DataFrame, varied: Sequence[str], q: str = "p95") -> Figure | None:
+    """Time per token (`q`: p50 or p95 over all phones) as more phones ask one cloud."""
     if "arrivals_per_s" not in varied:
         return None
     others = [name for name in varied if name not in ("arrivals_per_s", "seed", "case")]
-    series = [
-        Series(
-            name,
-            tuple(
-                _estimated(float(rate), part[part["arrivals_per_s"] == rate]["token_ms_p95"], name)
-                for rate in sorted(part["arrivals_per_s"].unique())
-            ),
-            joined=True,
-        )
-        for name, part in arms(rows, others)
-    ]
+    series = []
+    for name, part in arms(rows, others):
+        by_rate = {rate: part[part["arrivals_per_s"] == rate] for rate in part["arrivals_per_s"]}
+        points = [
+            _estimated(float(rate), here[f"token_ms_{q}"], name)
+            for rate, here in sorted(by_rate.items())
+        ]
+        series.append(Series(name, tuple(points), joined=True))
     return Figure(
-        "fleet-capacity",
-        "How many phones one cloud serves",
+        f"fleet-{q}",
+        f"How many phones one cloud serves ({q})",
         "new answers per second",
-        "ms per token (p95 over all phones)",
+        f"ms per token ({q} over all phones)",
         tuple(series),
         note="Virtual time, continuous batching on one cloud; 90 % intervals over cases and seeds.",
         x_log=True,
     )
+
+
+def crowd_median(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
+    """`crowd` of the median."""
+    return crowd(rows, varied, "p50")
 
 
 def gap(part: pd.DataFrame) -> Estimate:
@@ -271,13 +273,20 @@ def _front(
     *,
     lower_is_better: bool,
 ) -> Figure:
-    points = []
-    for name, part in arms(rows, by):
-        across, up = mean(part[x[0]].to_numpy()), mean(part[y[0]].to_numpy())
-        points.append(Point(across.value, up.value, name, up.low, up.high, across.low, across.high))
-    best = _best(points, lower_is_better)
-    series = (Series("arms", tuple(points)), Series("Pareto front", best, joined=True))
-    return Figure(frame.name, frame.title, x[1], y[1], series, frame.note, x_log=True)
+    # Each link is a world of its own: fronts are drawn within one.
+    split = ["network"] if "network" in by else []
+    series = []
+    for world, within in arms(rows, split):
+        points = []
+        for name, part in arms(within, [axis for axis in by if axis not in split]):
+            across, up = mean(part[x[0]].to_numpy()), mean(part[y[0]].to_numpy())
+            points.append(
+                Point(across.value, up.value, name, up.low, up.high, across.low, across.high)
+            )
+        front = "Pareto front" if world == "all" else f"{world}: front"
+        series.append(Series("arms" if world == "all" else world, tuple(points)))
+        series.append(Series(front, _best(points, lower_is_better), joined=True))
+    return Figure(frame.name, frame.title, x[1], y[1], tuple(series), frame.note, x_log=True)
 
 
 def _best(points: Sequence[Point], lower_is_better: bool) -> tuple[Point, ...]:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import costeer
@@ -144,3 +145,24 @@ def test_every_study_that_ships_reads(path: Path) -> None:
     assert plan.about
     assert len(list(plan.cells())) == len(plan) > 0
     assert study_path(path.stem) == path
+
+
+def test_a_fleets_figures_have_a_line_for_each_schedule() -> None:
+    rows = pd.DataFrame(
+        [
+            {
+                "schedule": s,
+                "arrivals_per_s": r,
+                "seed": n,
+                "token_ms_p50": r,
+                "token_ms_p95": 2 * r,
+            }
+            for s in ("lockstep", "runahead")
+            for r in (4.0, 1.0)
+            for n in (0, 1)
+        ]
+    )
+    high, median = of_study(rows, "fleet", ["schedule", "arrivals_per_s", "seed"])
+    assert [s.name for s in high.series] == ["lockstep", "runahead"]
+    assert [(p.x, p.y) for p in high.series[0].points] == [(1.0, 2.0), (4.0, 8.0)]
+    assert [(p.x, p.y) for p in median.series[1].points] == [(1.0, 1.0), (4.0, 4.0)]
