@@ -104,9 +104,8 @@ class Answer:
 
     def _reopen(self) -> Moves:
         self.known = self.position
-        self.epoch += bool(
-            self.emitted
-        )  # frames of the mode or connection before it are told apart
+        # Frames of the mode or the connection before can be told apart.
+        self.epoch += bool(self.emitted)
         self._sent = {self.epoch: ()}
         self._opened_in = self.epoch
         self.predictions.clear()
