@@ -74,7 +74,7 @@ class Ours:
 
     def one(self) -> None:
         """The aware row alone, without a head."""
-        self.branches._run_row(0, [504], self.past)
+        self.branches._decoder.one(0, [504], self.past)
 
     def two(self) -> None:
         """Both rows and the full head."""
@@ -94,8 +94,8 @@ class Ours:
         self.branches.extend([504])
 
     def prefill(self, length: int) -> None:
-        """One row of `length` tokens, and the candidates' head at its end."""
-        self.branches._run_row(0, tokens(length), 0)
+        """One row of `length` tokens (the other has one), and the candidates' head."""
+        self.branches.prefill(tokens(length), [504])
         self.branches.logits(self.ids)
 
 

@@ -1,15 +1,13 @@
 """Two branches of one small model in one call: the aware row (0) and the agnostic row (1).
 
-    keys, values    one buffer a layer [2, kv_heads, max_length, head_dim], bound both as past and
-                    as present, so a step writes one slot and copies nothing
-    rows            of different lengths, right-padded: row r's next token goes to slot n_r
-    rollback        lowers n_r; slots beyond it are overwritten later
+    step            one token through both rows: the weights are read once (`edge_runtime.decoder`)
+    rollback        lowers a length; what lies beyond it is overwritten later
     hidden states   of all answer positions are kept, so that after a rollback the prediction is
                     there without computing anything; the head runs on them when it is asked for
 
-A prompt is prefilled row by row in chunks of 128 tokens, which bounds the memory that attention
-and the products take. What is not covered: sampling and steering (`edge_runtime.device`), the
-choice of lengths (`edge_runtime.budget`), NPU bundles (`edge_runtime.npu_branches`).
+A prompt is prefilled row by row in chunks. What is not covered: sampling and steering
+(`edge_runtime.device`), the choice of lengths (`edge_runtime.budget`), NPU bundles
+(`edge_runtime.npu_branches`).
 """
 
 from __future__ import annotations
@@ -21,15 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.bundle import WEIGHTS
+from edge_runtime.decoder import ROWS, Decoder, chunks
 from edge_runtime.engine import Binding, check_threads, open_session, raise_if_out_of_memory
 from edge_runtime.errors import BundleError, UsageError
-from edge_runtime.memory import (
-    give_back_heap,
-    give_back_pages,
-    keep_heap_small,
-    map_sparsely,
-    mapped_tables,
-)
+from edge_runtime.memory import MappedPages, give_back_heap
 from edge_runtime.policy import Scores
 from edge_runtime.steering import AGNOSTIC, AWARE
 
@@ -38,15 +31,9 @@ if TYPE_CHECKING:
     from edge_runtime.device import Branches
     from edge_runtime.snapshot import Shelf
 
-CHUNK = 128
-"""Tokens of a prefill call: measured 10 % faster than 512 at once, and a third of its memory."""
-
 PAGES_EVERY = 4
 """Heads between two times that mapped pages are given back: each maps 4 MB, a quarter of a
 megabyte of which it needs; bringing that back takes 0.1 ms."""
-
-ROWS = (AWARE, AGNOSTIC)
-_F32 = np.dtype(np.float32).itemsize
 
 
 def open_branches(
@@ -90,45 +77,18 @@ class TwoBranches:
         self.threads = check_threads(threads)
         self._hidden_size = shape.hidden
         self._together = bundle.manifest.branches == "together"
-        keep_heap_small()
-        self._decoder = open_session(bundle.decoder, threads=threads)
+        self._decoder = Decoder(bundle, max_length, threads)
         self._heads: dict[str, Binding] = {}
-
+        self._heads_run = 0
+        self._pages = MappedPages(bundle.path / WEIGHTS)
         self.notes: Shelf | None = None
         """Where a note's keys and values may be found, so that they need no prefill."""
         self._prompt = [0, 0]
         self._length = 0
         self._ready = False
-        # Written once here, so that the memory of the whole context is taken now or refused now:
-        # it does not grow while an answer does.
-        self._kv = {
-            f"{layer}.{what}": np.full((2, shape.kv_heads, max_length, shape.head_dim), 0, "f4")
-            for layer in range(shape.layers)
-            for what in ("key", "value")
-        }
         self._hidden = np.zeros((0, 2, self._hidden_size), np.float32)
         """Row p: what predicts the answer's token p, both branches. Made when a prompt is in: then
         it is known how long the answer can be."""
-        self._chunk_hidden = np.zeros((CHUNK, self._hidden_size), np.float32)
-        self._ids = np.zeros(CHUNK, np.int64)
-        self._pair = np.zeros((2, 1), np.int64)
-        self._ones = np.ones(max_length, np.int64)
-        self._mask = np.zeros(2 * max_length, np.int64)
-        self._mask_of = (0, 0)
-        self._row_bytes = shape.kv_heads * max_length * shape.head_dim * _F32
-        row_shape = (1, shape.kv_heads, max_length, shape.head_dim)
-        self._both = Binding(self._decoder)
-        self._one = (Binding(self._decoder), Binding(self._decoder))
-        for name, buffer in self._kv.items():
-            self._both.input(f"past_key_values.{name}", buffer)
-            self._both.output(f"present.{name}", buffer)
-            for row in ROWS:
-                offset = row * self._row_bytes
-                self._one[row].input(f"past_key_values.{name}", buffer, row_shape, offset)
-                self._one[row].output(f"present.{name}", buffer, row_shape, offset)
-        self._both.input("input_ids", self._pair)
-        self._tables = self._find_tables()
-        self._heads_run = 0
         give_back_heap()
 
     @classmethod
@@ -169,16 +129,15 @@ class TwoBranches:
         self._ready = False
         self._length = 0
         self._prompt = [len(aware), len(agnostic)]
-        start = self._recall(aware[:note]) if self.notes is not None and note < len(aware) else 0
+        kept = self._recall(aware[:note]) if self.notes is not None and note < len(aware) else 0
         self._hidden = self._hidden[:0].copy()
         last = np.zeros((2, self._hidden_size), np.float32)
-        for row, ids, past in ((AWARE, aware, start), (AGNOSTIC, agnostic, 0)):
+        for row, ids, past in ((AWARE, aware, kept), (AGNOSTIC, agnostic, 0)):
             cut = note if row == AWARE and past < note < len(ids) else len(ids)
-            self._run_row(row, ids[past:cut], past)
-            if cut < len(ids):
-                self._run_row(row, ids[cut:], cut)
-            last[row] = self._chunk_hidden[self._last]
-        give_back_pages(self._tables)
+            for start, end in ((past, cut), (cut, len(ids))):
+                for begin, part in chunks(ids[start:end], start):
+                    last[row] = self._decoder.one(row, part, begin)[-1]
+                    self._pages.give_back()
         room = self.max_length - max(self._prompt)
         self._hidden = np.full((room + 1, 2, self._hidden_size), 0, np.float32)
         self._hidden[0] = last
@@ -187,7 +146,7 @@ class TwoBranches:
     def note_blocks(self, note: int) -> Iterator[npt.NDArray[np.float32]]:
         """The aware row's first `note` tokens: keys and values by layer, for a snapshot."""
         self._check_ready()
-        for buffer in self._kv.values():
+        for buffer in self._decoder.kv.values():
             yield buffer[AWARE, :, :note]
 
     def _recall(self, note: Sequence[int]) -> int:
@@ -195,7 +154,7 @@ class TwoBranches:
         kept = self.notes.find(self.bundle, note) if self.notes is not None and note else None
         if kept is None:
             return 0
-        for buffer, block in zip(self._kv.values(), kept, strict=True):
+        for buffer, block in zip(self._decoder.kv.values(), kept, strict=True):
             buffer[AWARE, :, : len(note)] = block
         return len(note)
 
@@ -203,16 +162,16 @@ class TwoBranches:
         """Append answer tokens to both rows; one token is one call for both rows."""
         self._check_ready()
         self._fits("the answer", self.past + len(tokens))
-        if len(tokens) == 1 and self._together:
-            self._step(tokens[0])
-            return
         before = self._length
-        for start in range(0, len(tokens), CHUNK):
-            part = tokens[start : start + CHUNK]
+        if len(tokens) == 1 and self._together:
+            lengths = (self._prompt[AWARE] + before, self._prompt[AGNOSTIC] + before)
+            self._decoder.both(tokens[0], lengths, self._hidden[before + 1])
+        else:
             for row in ROWS:
-                self._run_row(row, part, self._prompt[row] + before + start)
-                done = before + start + 1
-                self._hidden[done : done + len(part), row] = self._chunk_hidden[: len(part)]
+                for begin, part in chunks(tokens, before):
+                    done = slice(begin + 1, begin + 1 + len(part))
+                    past = self._prompt[row] + begin
+                    self._hidden[done, row] = self._decoder.one(row, part, past)
         self._length = before + len(tokens)
 
     def rollback(self, length: int) -> None:
@@ -250,13 +209,12 @@ class TwoBranches:
                 )
             binding.input("candidate_ids", ids)
             out = np.empty((2, len(ids)), np.float32)
-        size = self._hidden_size
-        binding.input("hidden", self._hidden, (2, size), at * 2 * size * _F32)
+        binding.input("hidden", self._hidden[at])
         binding.output("logits", out)
         binding.run()
         self._heads_run += 1
         if self._heads_run % PAGES_EVERY == 0:
-            give_back_pages(self._tables)
+            self._pages.give_back()
         return out
 
     def delta(self, ids: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.float32]:
@@ -264,64 +222,12 @@ class TwoBranches:
         scores = self.logits(ids)
         return scores[AWARE] - scores[AGNOSTIC]
 
-    def _step(self, token: int) -> None:
-        aware, agnostic = (prompt + self._length + 1 for prompt in self._prompt)
-        total = max(aware, agnostic)
-        self._write_mask(aware, agnostic)
-        self._pair[:] = token
-        self._length += 1
-        both, size = self._both, self._hidden_size
-        both.input("attention_mask", self._mask, (2, total))
-        both.output("hidden", self._hidden, (2, 1, size), self._length * 2 * size * _F32)
-        both.run()
-
-    def _write_mask(self, aware: int, agnostic: int) -> None:
-        """Ones up to each row's length in a [2, longer] view of the flat mask.
-
-        The aware row is the longer one as a rule, and then the flat mask is ones without a gap:
-        from one step to the next two words change.
-        """
-        total = max(aware, agnostic)
-        if aware < agnostic:
-            self._mask[: 2 * total] = 1
-            self._mask[aware:total] = 0
-            self._mask_of = (0, 0)
-            return
-        ones = total + agnostic
-        had = sum(self._mask_of)
-        if had == 0:
-            self._mask[:] = 0
-        if ones < had:
-            self._mask[ones:had] = 0
-        self._mask[min(had, ones) : ones] = 1
-        self._mask_of = (total, agnostic)
-
-    def _run_row(self, row: int, ids: Sequence[int], past: int) -> None:
-        """One row alone, from slot `past` on; leaves the last chunk's hidden states."""
-        binding, size = self._one[row], self._hidden_size
-        for start in range(0, len(ids), CHUNK):
-            part = ids[start : start + CHUNK]
-            count = len(part)
-            self._ids[:count] = part
-            binding.input("input_ids", self._ids, (1, count))
-            binding.input("attention_mask", self._ones, (1, past + start + count))
-            binding.output("hidden", self._chunk_hidden, (1, count, size))
-            binding.run()
-            self._last = count - 1
-            if count == CHUNK:
-                give_back_pages(self._tables)
-
     def _head(self, which: str) -> Binding:
         if which not in self._heads:
             path = self.bundle.head if which == "head" else self.bundle.candidates
             self._heads[which] = Binding(open_session(path, threads=self.threads))
-            self._tables = self._find_tables()
+            self._pages.find()
         return self._heads[which]
-
-    def _find_tables(self) -> list[tuple[int, int]]:
-        tables = mapped_tables(self.bundle.path / WEIGHTS)
-        map_sparsely(tables)
-        return tables
 
     def _fits(self, what: str, tokens: int) -> None:
         if tokens > self.max_length:

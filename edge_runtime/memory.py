@@ -55,15 +55,6 @@ def keep_heap_small() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 18)
 
 
-def map_sparsely(tables: list[tuple[int, int]]) -> None:
-    """Have these mapped files come in small pages (Linux): a table whose rows are looked up would
-    otherwise come in 2 MB pieces, all of it after a few rows."""
-    libc = _libc()
-    if libc is not None:
-        for start, end in tables:
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _NOHUGEPAGE)
-
-
 def mapped_tables(file: Path, at_least: int = 1 << 20) -> list[tuple[int, int]]:
     """Where this process has `file` mapped in pieces of `at_least` bytes: start and end addresses.
 
@@ -82,16 +73,35 @@ def mapped_tables(file: Path, at_least: int = 1 << 20) -> list[tuple[int, int]]:
     return found
 
 
-def give_back_pages(tables: list[tuple[int, int]]) -> None:
-    """Let go of the pages of mapped files that nobody writes to; the next touch brings them back.
+class MappedPages:
+    """This process's view of a mapped file that nobody writes to, and letting go of it (Linux).
 
-    They stay in the system's cache. A lookup in a mapped table touches one row, but the system
-    maps the pages around it too: after a prompt all of the table would count as resident.
+    A lookup in a mapped table touches one row, but the system maps the pages around it too: after
+    a prompt all of the table would count as resident. Pages that are let go stay in the system's
+    cache, and the next touch brings them back.
     """
-    libc = _libc()
-    if libc is not None:
-        for start, end in tables:
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._tables: list[tuple[int, int]] = []
+        self.find()
+
+    def find(self) -> None:
+        """Look for the file's mappings; call it whenever it was mapped once more, and never after
+        one was unmapped: something else may lie there by then."""
+        self._tables = mapped_tables(self._file)
+        # Otherwise a few rows bring all of a table, in pieces of 2 MB.
+        self._advise(_NOHUGEPAGE)
+
+    def give_back(self) -> None:
+        """Let go."""
+        self._advise(_DONTNEED)
+
+    def _advise(self, how: int) -> None:
+        libc = _libc()
+        if libc is not None:
+            for start, end in self._tables:
+                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), how)
 
 
 _DONTNEED, _NOHUGEPAGE = 4, 15

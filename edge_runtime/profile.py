@@ -205,12 +205,12 @@ class _Apart:
 
     def one(self) -> None:
         """The aware row alone."""
-        self._branches._run_row(0, [7], self._past)
+        self._branches._decoder.one(0, [7], self._past)
 
     def both(self) -> None:
         """One row after the other."""
         for row in (0, 1):
-            self._branches._run_row(row, [7], self._past)
+            self._branches._decoder.one(row, [7], self._past)
 
 
 class _OutsideClock:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def operators(bundle: Bundle, job: Job, text: list[int], past: int) -> dict[str, float]:
     """Milliseconds of one two-row step by operator type, the largest first."""
-    from edge_runtime import branches as module
+    from edge_runtime import decoder as module
+    from edge_runtime.branches import TwoBranches
 
     with tempfile.TemporaryDirectory() as folder:
         plain = module.open_session
@@ -27,9 +28,7 @@ def operators(bundle: Bundle, job: Job, text: list[int], past: int) -> dict[str,
 
         module.open_session = profiled  # type: ignore[assignment]
         try:
-            rows = module.TwoBranches.open(
-                bundle, max_length=job.context_tokens, threads=job.threads
-            )
+            rows = TwoBranches.open(bundle, max_length=job.context_tokens, threads=job.threads)
         finally:
             module.open_session = plain
         rows.prefill(text[:past], text[:past])
@@ -37,7 +36,7 @@ def operators(bundle: Bundle, job: Job, text: list[int], past: int) -> dict[str,
         for _ in range(steps):
             rows.rollback(0)
             rows.extend(text[:1])
-        events = json.loads(Path(rows._decoder.end_profiling()).read_text())
+        events = json.loads(Path(rows._decoder.session.end_profiling()).read_text())
     runs = sorted(event["ts"] for event in events if event["name"] == "model_run")
     spent: dict[str, float] = {}
     for event in events:

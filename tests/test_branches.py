@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.branches import CHUNK, TwoBranches, open_branches
+from edge_runtime.branches import TwoBranches, open_branches
 from edge_runtime.bundle import Bundle
+from edge_runtime.decoder import CHUNK
 from edge_runtime.errors import CosteerError, UsageError
-from edge_runtime.memory import give_back_pages, mapped_tables
+from edge_runtime.memory import MappedPages, mapped_tables
 
 LENGTH = 400
 
@@ -209,18 +211,36 @@ def test_an_answer_before_its_prompt_is_refused(tiny_bundle: Bundle) -> None:
         fresh.prefill([1] * 9, [2])
 
 
-def test_mapped_pages_given_back_come_back_the_same(together: TwoBranches) -> None:
-    weights = together.bundle.path / "weights.bin"
-    tables = mapped_tables(weights, at_least=1)
-    if not tables:
+def test_mapped_pages_given_back_come_back_the_same(
+    together: TwoBranches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = partial(mapped_tables, at_least=1)
+    monkeypatch.setattr("edge_runtime.memory.mapped_tables", everything)
+    pages = MappedPages(together.bundle.path / "weights.bin")
+    if not everything(together.bundle.path / "weights.bin"):
         pytest.skip("this system does not tell what is mapped")
     together.prefill(tokens(together.bundle, 20), tokens(together.bundle, 5))
     expected = together.logits()
-    give_back_pages(tables)
+    pages.give_back()
     np.testing.assert_array_equal(together.logits(), expected)
     together.extend([1])
     stepped = together.logits()
-    give_back_pages(tables)
+    pages.give_back()
     together.rollback(0)
     together.extend([1])
     np.testing.assert_array_equal(together.logits(), stepped)
+
+
+def test_it_does_not_matter_which_row_is_the_longer(
+    together: TwoBranches, alone: TwoBranches
+) -> None:
+    """The mask is kept from step to step: answers in turns, long and short, either way round."""
+    for aware, agnostic in ((30, 5), (5, 30), (12, 12), (4, 9), (60, 2)):
+        prompts = tokens(together.bundle, aware), tokens(together.bundle, agnostic, 1)
+        for branches in (together, alone):
+            branches.prefill(*prompts)
+            for token in (1, 2, 3):
+                branches.extend([token])
+            branches.rollback(1)
+            branches.extend([4])
+        np.testing.assert_array_equal(together.logits(), alone.logits())

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from edge_runtime.branches import CHUNK, TwoBranches
+from edge_runtime.branches import TwoBranches
 from edge_runtime.bundle import Bundle
 from edge_runtime.cli_context import app
+from edge_runtime.decoder import CHUNK
 from edge_runtime.errors import EnvironmentFailure, UsageError
 from edge_runtime.snapshot import Shelf, read_key
 
@@ -47,10 +48,10 @@ def test_a_kept_note_gives_the_same_numbers_to_the_bit(
     branches.prefill([1] * 250, [1] * 250)
     branches.notes = shelf
     ran: list[int] = []
-    real = branches._run_row
-    branches._run_row = lambda row, ids, past: (ran.append(len(ids)), real(row, ids, past))[1]  # type: ignore
+    real = branches._decoder.one
+    branches._decoder.one = lambda row, ids, past: (ran.append(len(ids)), real(row, ids, past))[1]  # type: ignore
     branches.prefill([*NOTE, *query], AGNOSTIC, note=len(NOTE))
-    branches._run_row = real  # type: ignore[method-assign]
+    branches._decoder.one = real  # type: ignore[method-assign]
     assert ran == [len(query), len(AGNOSTIC)]
     branches.extend([2])
     np.testing.assert_array_equal(branches.logits(), expected)

@@ -1,0 +1,118 @@
+"""The decoder graph over a cache of two rows: one row alone, or both in one call.
+
+    keys, values    one buffer a layer [2, kv_heads, max_length, head_dim], bound both as past and
+                    as present, so a step writes one slot and copies nothing
+    rows            of different lengths, right-padded: a row of n tokens writes its next to slot n
+
+It knows no prompts and no answers: whoever calls says how many tokens each row has. Everything is
+bound once, by address; from one step to the next only words that change are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.engine import Binding, open_session
+from edge_runtime.memory import keep_heap_small
+from edge_runtime.steering import AGNOSTIC, AWARE
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle import Bundle
+
+CHUNK = 128
+"""Tokens of a prefill call: measured 10 % faster than 512 at once, and a third of its memory."""
+
+ROWS = (AWARE, AGNOSTIC)
+_F32 = np.dtype(np.float32).itemsize
+
+Hidden = npt.NDArray[np.float32]
+
+
+def chunks(ids: Sequence[int], past: int) -> Iterator[tuple[int, Sequence[int]]]:
+    """`ids` in pieces that one call takes, each with the tokens before it."""
+    for start in range(0, len(ids), CHUNK):
+        yield past + start, ids[start : start + CHUNK]
+
+
+class Decoder:
+    """One onnxruntime session and the two rows' keys and values.
+
+    The memory for `max_length` tokens is taken here, whole: it does not grow while an answer does.
+    Raises `BundleError` for a graph that cannot run, `MemoryError` when there is no room.
+    """
+
+    def __init__(self, bundle: Bundle, max_length: int, threads: int) -> None:
+        shape = bundle.manifest.architecture
+        self._size = shape.hidden
+        keep_heap_small()
+        self.session = open_session(bundle.decoder, threads=threads)
+        # Written, not only reserved: pages that are first touched later would be growth.
+        self.kv: dict[str, npt.NDArray[np.float32]] = {
+            f"{layer}.{what}": np.full((2, shape.kv_heads, max_length, shape.head_dim), 0, "f4")
+            for layer in range(shape.layers)
+            for what in ("key", "value")
+        }
+        self._chunk_hidden = np.zeros((CHUNK, self._size), np.float32)
+        self._ids = np.zeros(CHUNK, np.int64)
+        self._pair = np.zeros((2, 1), np.int64)
+        self._ones = np.ones(max_length, np.int64)
+        self._mask = np.zeros(2 * max_length, np.int64)
+        self._mask_ones = 0
+        row_shape = (1, shape.kv_heads, max_length, shape.head_dim)
+        row_bytes = int(np.prod(row_shape)) * _F32
+        self._both = Binding(self.session)
+        self._one = (Binding(self.session), Binding(self.session))
+        for name, buffer in self.kv.items():
+            self._both.input(f"past_key_values.{name}", buffer)
+            self._both.output(f"present.{name}", buffer)
+            for row in ROWS:
+                self._one[row].input(f"past_key_values.{name}", buffer, row_shape, row * row_bytes)
+                self._one[row].output(f"present.{name}", buffer, row_shape, row * row_bytes)
+        self._both.input("input_ids", self._pair)
+
+    def one(self, row: int, ids: Sequence[int], past: int) -> Hidden:
+        """At most `CHUNK` tokens of one row, after its first `past`.
+
+        Returns their hidden states [n, hidden]; valid until the next call.
+        """
+        binding, count = self._one[row], len(ids)
+        self._ids[:count] = ids
+        binding.input("input_ids", self._ids, (1, count))
+        binding.input("attention_mask", self._ones, (1, past + count))
+        binding.output("hidden", self._chunk_hidden, (1, count, self._size))
+        binding.run()
+        return self._chunk_hidden[:count]
+
+    def both(self, token: int, lengths: tuple[int, int], hidden: Hidden) -> None:
+        """`token` in both rows, which have `lengths` tokens; hidden states [2, hidden] into
+        `hidden`."""
+        aware, agnostic = lengths[AWARE] + 1, lengths[AGNOSTIC] + 1
+        self._write_mask(aware, agnostic)
+        self._pair[:] = token
+        self._both.input("attention_mask", self._mask, (2, max(aware, agnostic)))
+        self._both.output("hidden", hidden, (2, 1, self._size))
+        self._both.run()
+
+    def _write_mask(self, aware: int, agnostic: int) -> None:
+        """Ones up to each row's length in a [2, longer] view of the flat mask.
+
+        The aware row is the longer one as a rule, and then the flat mask is ones without a gap:
+        from one step to the next two words change.
+        """
+        mask = self._mask
+        if aware < agnostic:
+            mask[: 2 * agnostic] = 1
+            mask[aware:agnostic] = 0
+            self._mask_ones = len(mask)  # of which some are not: all is written anew next time
+            return
+        ones, had = aware + agnostic, self._mask_ones
+        if had == len(mask):
+            had = 0
+            mask[ones:] = 0
+        mask[had:ones] = 1
+        mask[ones:had] = 0
+        self._mask_ones = ones
