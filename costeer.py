@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ __version__ = "0.1.0"
 DEBUG = "COSTEER_DEBUG"
 """Environment variable: set to anything, an error is shown with its traceback."""
 
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
 INTERRUPTED = "costeer: interrupted."
 
 
@@ -117,6 +118,8 @@ def app(called: str | None = None, *, rich: bool = True) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
+    # So that what is half made is removed on the way out, as with Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_TERMINATED))
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

@@ -177,3 +177,23 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert done.returncode == 0, done.stderr
     written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     assert done.stdout == written, "docs/cli.md is not what the code says: make reference"
+
+
+def test_a_polite_kill_cleans_up_on_the_way_out(tmp_path: Path) -> None:
+    """SIGTERM ends in the `finally` of whatever is under way."""
+    mark = tmp_path / "cleaned"
+    code = f"""
+import os, pathlib, signal, costeer
+def verb() -> None:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    finally:
+        pathlib.Path({str(mark)!r}).touch()
+costeer.Verb.load = lambda self: verb
+costeer.main(["inspect"])
+"""
+    done = in_a_process("-c", code)
+    assert done.returncode == 143, done.stderr
+    assert mark.exists()
+    assert "Traceback" not in done.stderr
