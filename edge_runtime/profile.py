@@ -25,7 +25,7 @@ import numpy as np
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import EnvironmentFailure
 from edge_runtime.memory import peak_rss_mb
-from edge_runtime.profile_parts import costs, operators
+from edge_runtime.profile_parts import OutsideClock, costs, operators
 from edge_runtime.roofline import Roofline, bandwidth_gbps, step_bytes
 
 CANDIDATES = 64
@@ -138,7 +138,7 @@ def _inside(job: Job) -> dict[str, Any]:
     }
     branches.prefill(text[:past], text[:past])
     apart = _Apart(branches, past)
-    clock = _OutsideClock(branches, text[0])
+    clock = OutsideClock(branches, text[0], CANDIDATES)
 
     def step() -> None:
         branches.rollback(0)
@@ -152,6 +152,7 @@ def _inside(job: Job) -> dict[str, Any]:
         {
             "step_ms_without_head": step,
             "step_ms_candidate_head": step_with_candidates,
+            "head_candidates_ms": lambda: branches.logits(ids),
             "one_row_ms": apart.one,
             "sequential_ms": apart.both,
             "rollback_ms": lambda: branches.rollback(0),
@@ -211,46 +212,6 @@ class _Apart:
         """One row after the other."""
         for row in (0, 1):
             self._branches._decoder.one(row, [7], self._past)
-
-
-class _OutsideClock:
-    """A whole token as the schedule drives it; what onnxruntime takes is subtracted."""
-
-    def __init__(self, branches: Any, token: int) -> None:
-        from edge_runtime.candidates import TopK
-        from edge_runtime.engine import Binding
-
-        self._branches, self._token = branches, token
-        self._codec = TopK(CANDIDATES)
-        self._inside = 0.0
-        run = Binding.run
-
-        clock = self
-
-        def timed(self: Binding) -> None:
-            began = time.perf_counter()
-            run(self)
-            clock._inside += time.perf_counter() - began
-
-        Binding.run = timed  # type: ignore[method-assign]
-
-    def token(self, ids: np.ndarray) -> float:
-        """Milliseconds outside onnxruntime for decoding a frame, head, steering and step."""
-        from edge_runtime.candidates import CandidateSet
-        from edge_runtime.device import SteeredDevice
-        from edge_runtime.steering import PRESETS
-        from edge_runtime.text import Prompts
-
-        logprobs = np.linspace(-9, -1, len(ids)).astype(np.float16)
-        payload = ids.astype("<u4").tobytes() + logprobs.tobytes() + bytes(4)
-        device = SteeredDevice(self._branches, Prompts((1,), (1,)), PRESETS["light"])
-        self._inside = 0.0
-        began = time.perf_counter()
-        candidates: CandidateSet = self._codec.decode(payload)
-        device.choose(0, candidates, device.head(candidates))
-        device.rollback(0)
-        device.extend([self._token])
-        return (time.perf_counter() - began - self._inside) * 1e3
 
 
 def _growth(branches: Any, prompt: list[int], tokens: int) -> float:
