@@ -187,7 +187,8 @@ def _replace_text(path: Path, text: str) -> None:
 def admit(parameters: int, chosen: Recipe, out: Path) -> None:
     """Refuse an export that disk or memory cannot hold, from the sizes known beforehand.
 
-    Memory: a line through the measured peaks of three exports with verification (docs/export.md). Raises `BudgetExceeded`.
+    Memory: a line through the measured peaks of three exports with verification
+    (docs/export.md). Raises `BudgetExceeded`.
     """
     import psutil
 
