@@ -45,7 +45,7 @@ def fragment(figure: Figure) -> str:
         full_html=False,
         include_plotlyjs=False,
         div_id=figure.name,
-        config={"displaylogo": False, "showSendToCloud": False, "responsive": True},
+        config={"displayModeBar": False, "responsive": True},
     )
     return text
 

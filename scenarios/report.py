@@ -14,10 +14,11 @@ from typing import Any
 
 from edge_runtime.files import write_whole
 from scenarios import draw_page, draw_print, perfetto, timeline
-from scenarios.figures import Figure, of_study
+from scenarios.figures import Figure
 from scenarios.page import coloured
 from scenarios.page_style import STYLE
 from scenarios.store import Store
+from scenarios.study_figures import of_study
 
 ANSWERS = 6
 """So many answers are shown in full."""

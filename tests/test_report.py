@@ -14,10 +14,11 @@ import costeer
 from edge_runtime.errors import UsageError
 from scenarios.cli_study import study_path
 from scenarios.compare import compare
-from scenarios.figures import Point, _best, of_study
+from scenarios.figures import Point
 from scenarios.report import write_report
 from scenarios.spec import Scenario, read_scenario, scenario
 from scenarios.store import Store, content_key
+from scenarios.study_figures import _best, of_study
 from scenarios.timeline import PARTS
 
 LIBRARY = Path(__file__).resolve().parent.parent / "scenarios" / "library"
