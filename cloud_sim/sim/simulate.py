@@ -13,8 +13,6 @@ runs one alone.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +22,7 @@ from cloud_sim.net.links import Link
 from cloud_sim.net.transport import TCP, Stream, Transport
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.engine import Engine, OwnGpu
+from cloud_sim.sim.waiting import Inbox, Process, SimTimers
 from edge_runtime import wire
 from edge_runtime.errors import ConnectionFailed
 from edge_runtime.schedules.actions import (
@@ -40,8 +39,6 @@ from edge_runtime.schedules.actions import (
 from edge_runtime.timing import ClockOffset, TokenClock
 from edge_runtime.transcript import TokenRecord, Transcript
 from edge_runtime.wire import Stamp
-
-Process = Generator[simpy.Event, Any, Any]
 
 STAMP_BYTES = len(Stamp().pack())
 """What a stamp adds to a frame: both have the same two bytes of MessagePack before them."""
@@ -142,7 +139,7 @@ class Exchange:
         self._costs, self._engine = device_costs, engine
         self._pad_to, self._connect = pad_to, connect
         self._host = host
-        self._device_inbox, self._cloud_inbox = _Inbox(env), _Inbox(env)
+        self._device_inbox, self._cloud_inbox = Inbox(env), Inbox(env)
         self._error: Exception | None = None
         self.transcript = Transcript(
             labels.method, labels.gain, labels.schedule, labels.codec, virtual=True
@@ -319,64 +316,3 @@ class Exchange:
         streams = (self._up, self._down)
         transcript.transport_bytes = sum(s.link.sent_bytes - s.payload_bytes for s in streams)
         transcript.counters["retransmissions"] = sum(s.retransmissions for s in streams)
-
-
-class SimTimers:
-    """`cloud_sim.net.transport.Timers` on SimPy's clock."""
-
-    __slots__ = ("_env",)
-
-    def __init__(self, env: simpy.Environment) -> None:
-        self._env = env
-
-    def at(self, when_ms: float, call: Callable[[], Any]) -> None:
-        """See `Timers`."""
-        event = _Call(self._env, call)
-        self._env.schedule(event, delay=max(0.0, when_ms - self._env.now))
-
-
-class _Call(simpy.Event):
-    """An event that calls a function and that nobody can wait for."""
-
-    def __init__(self, env: simpy.Environment, call: Callable[[], Any]) -> None:
-        self.env = env
-        self.callbacks = [lambda _: call()]
-        self._ok, self._value = True, None
-
-
-class _Inbox:
-    """Frames that have arrived and were not taken yet, each with its time."""
-
-    __slots__ = ("_alone", "_env", "_waiter", "frames")
-
-    def __init__(self, env: simpy.Environment) -> None:
-        self._env = env
-        self._waiter: simpy.Event | None = None
-        self._alone = True
-        """A process waits for it and for no deadline beside."""
-        self.frames: deque[tuple[Any, float]] = deque()
-
-    def put(self, frame: Any) -> None:
-        self.frames.append((frame, self._env.now))
-        waiter, self._waiter = self._waiter, None
-        if waiter is None:
-            return
-        if self._alone:
-            # Whoever waits goes on within this very event, not in one more at the same instant:
-            # that is a tenth of a simulation's time.
-            waiter._ok, waiter._value = True, None
-            callbacks, waiter.callbacks = waiter.callbacks, None
-            for callback in callbacks or ():
-                callback(waiter)
-        else:
-            waiter.succeed()
-
-    def wait(self, deadline_ms: float | None) -> Process:
-        """Until the next `put`, at most `deadline_ms`."""
-        self._waiter = simpy.Event(self._env)
-        self._alone = deadline_ms is None
-        if deadline_ms is None:
-            yield self._waiter
-        else:
-            yield self._waiter | self._env.timeout(deadline_ms)
-            self._waiter = None
