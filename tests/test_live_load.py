@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from cloud_sim.live.llm import TransformersModel
 from cloud_sim.live.load import load
 from cloud_sim.live.ragged import ATTENTION
 from cloud_sim.live.server import Server, running
-from cloud_sim.model import ScoreBatch, ScoreRequest
+from cloud_sim.model import Logprobs, ScoreBatch, ScoreRequest
 from cloud_sim.session import session
 from edge_runtime import wire
 from edge_runtime.candidates import codec
@@ -73,8 +74,6 @@ async def test_64_sessions_of_100_tokens_each_equal_their_solo_run(
 
 def test_whoever_waits_is_served_in_one_pass_and_guesses_wait() -> None:
     """The engine's order, seen through a model that can be held up."""
-    import threading
-
     gate, order = threading.Event(), []
 
     class Slow(FakeCloud):
@@ -218,6 +217,30 @@ async def test_a_flood_is_refused_and_the_others_go_on(server: Server) -> None:
 
     codes, *_ = await asyncio.gather(flood(), *(good(server, n) for n in range(4)))
     assert codes in ("flood", "out_of_turn")
+
+
+async def test_nonsense_is_named_while_its_sender_s_work_waits_for_a_pass() -> None:
+    """Work that no pass has begun is taken back, and the refusal still goes out."""
+    held, gate = threading.Event(), threading.Event()
+
+    class Held(FakeCloud):
+        def score(self, requests: Sequence[ScoreRequest]) -> list[Logprobs]:
+            held.set()
+            gate.wait(10)
+            return super().score(requests)
+
+    with running(Held(64)) as server:
+        async with connect(server.url) as busy, connect(server.url) as waiting:
+            await busy.send(wire.encode(request(0).open("step")))
+            await asyncio.to_thread(held.wait, 10)
+            await waiting.send(wire.encode(request(1).open("step")))
+            opened = wire.decode_down(await waiting.recv(decode=False))
+            await waiting.send("nonsense")
+            refusal = wire.decode_down(await waiting.recv(decode=False))
+            gate.set()
+    assert isinstance(opened, wire.Opened)
+    assert isinstance(refusal, wire.Refusal)
+    assert refusal.code == "not_a_frame"
 
 
 async def test_one_who_stops_listening_is_dropped_and_the_others_go_on() -> None:

@@ -227,12 +227,13 @@ class _Drive:
         try:
             await asyncio.wait({scoring, self._listener}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # The client has left. Take the work back, or wait for the pass that has begun: the
-            # sequence must not be closed while a pass is using it.
+            # Take the work back, or wait: a pass must not lose the sequence that it is using.
             withdrawn = not scoring.done() and future.cancel()
             if not scoring.done():
                 await asyncio.wait({scoring})
         if withdrawn:
+            with contextlib.suppress(Gone):
+                self._inbox.check()  # what the client did wrong is told all the same
             raise Withdrawn
         try:
             scored: Scored = scoring.result()
