@@ -17,6 +17,7 @@ from edge_runtime import wire
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import run_direct
 from edge_runtime.errors import ConnectionFailed
+from edge_runtime.schedules.deadlines import Deadline
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.transcript import Transcript
@@ -148,3 +149,24 @@ def test_two_sides_that_wait_for_each_other_are_an_error_not_a_hang() -> None:
             device_costs=DEVICE,
             cloud_costs=CLOUD,
         )
+
+
+@pytest.mark.parametrize("name", ["us-mobile", "5g", "textbook-4g", "3g-slow"])
+def test_a_wait_that_rounds_to_nothing_ends(name: str) -> None:
+    """What is left of a deadline may be too little to move a clock that is far along."""
+    for seed in range(3):
+        up, down = network(name).links(seed)
+        transcript = simulate(
+            lockstep(
+                FakeDevice(),
+                Request("a query", "", codec("topk:8"), 30),
+                deadline=Deadline(30.0, "device"),
+            ),
+            session(FakeCloud(seed=seed)),
+            uplink=up,
+            downlink=down,
+            device_costs=DEVICE,
+            cloud_costs=CLOUD,
+            connect=seed > 0,
+        )
+        assert transcript.finish

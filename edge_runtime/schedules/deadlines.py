@@ -15,6 +15,9 @@ from edge_runtime.errors import UsageError, did_you_mean
 
 OnLate = Literal["wait", "device", "cloud"]
 
+A_MOMENT_MS = 1e-6
+"""Less than this is nothing: a clock to which it is added may read the same as before, for ever."""
+
 
 @dataclass(slots=True)
 class Deadline:
@@ -59,7 +62,8 @@ class Deadline:
         """What is left of the wait that began at `began_ms`; a clock that jumped counts as none."""
         if self.for_cloud is None:
             return None
-        return self.token_ms - min(max(0.0, now_ms - began_ms), self.token_ms)
+        left = self.token_ms - min(max(0.0, now_ms - began_ms), self.token_ms)
+        return left if left > A_MOMENT_MS else 0.0
 
     def steered(self, spent_ms: float) -> None:
         """A steered token cost `spent_ms` on the device."""
