@@ -9,7 +9,8 @@ tokens.
     mailbox    frames from the device, applied once and in their order whatever the line did
     stream     run-ahead: predict on and on, within the window
     tree       the continuations that run-ahead follows, likeliest first
-    pace       how far ahead is far enough: window and odds, from what the cloud itself observes
+    odds       how likely the device takes which token, learned from those it tells
+    pace       how far ahead is far enough, from what the cloud itself observes
     cache      one KV cache and the tokens in it; the shelf for those of broken connections
 """
 

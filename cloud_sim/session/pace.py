@@ -10,11 +10,6 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
-from edge_runtime.candidates import CandidateSet
-
 LEAST_WINDOW = 8
 """An adapted window is never smaller: the device gives credit every 4 tokens."""
 SPARE = 1.5
@@ -60,41 +55,3 @@ class Window:
             return
         self._round_trips_ms.append(now_ms - sent[0])
         self._paces.append((answer_tokens - sent[1]) / (now_ms - sent[0]))
-
-
-LEARN = 0.05
-"""How far one observed token moves the sharpness."""
-
-
-@dataclass(slots=True)
-class Odds:
-    """How likely the device takes which of the cloud's tokens; learns as the answer goes on.
-
-    Steering adds something unknown to each log-probability and takes the best, so what is far
-    behind hardly ever wins: chances are taken to be the cloud's probabilities to a power,
-    `sharpness`, normalised. Its start is a fit to steered answers (gains .48 and 1); each token
-    that the device tells moves it up the gradient of that token's log-chance.
-    """
-
-    sharpness: float = 2.3
-
-    def chances(self, base: CandidateSet) -> npt.NDArray[np.float64]:
-        """Logarithms of the chances of `base.ids`."""
-        sharp = self.sharpness * base.logprobs.astype(np.float64)
-        sharp -= sharp.max()
-        return sharp - math.log(np.exp(sharp).sum())
-
-    def observe(self, base: CandidateSet, token: int) -> None:
-        """The device took `token`."""
-        at = np.flatnonzero(base.ids == token)
-        logprobs = base.logprobs.astype(np.float64)
-        taken = float(logprobs[at[0]]) if len(at) else float(logprobs.min())
-        expected = float((np.exp(self.chances(base)) * logprobs).sum())
-        step = LEARN * min(max(taken - expected, -4.0), 4.0)
-        self.sharpness = min(max(self.sharpness + step, 0.5), 8.0)
-
-    def children(self, base: CandidateSet, most: int) -> list[tuple[int, float]]:
-        """The `most` likeliest next tokens with the logarithms of their chances, best first."""
-        order = np.lexsort((base.ids, -base.logprobs))[:most]
-        chances = self.chances(base)
-        return [(int(base.ids[index]), float(chances[index])) for index in order]

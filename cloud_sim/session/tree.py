@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from cloud_sim.model import ScoreRequest
 from cloud_sim.session.cache import Cache
-from cloud_sim.session.pace import Odds
+from cloud_sim.session.odds import Belief
 from edge_runtime.candidates import CandidateSet
 
 
@@ -47,6 +47,8 @@ class Node:
     payload: bytes = b""
     children: dict[int, Node] = field(default_factory=dict)
     alive: bool = True
+    belief: Belief = field(default_factory=Belief)
+    """Of what the device does, if the answer goes this way."""
 
 
 class Tree:
@@ -59,7 +61,6 @@ class Tree:
         self._end_ids = end_ids
         """After these an answer is not continued, unless the device says so."""
         self.answer = answer
-        self.odds = Odds()
         # What `cache` holds may be anything: `Cache.request` finds out what of it is of use.
         start = Node(None, -1, len(answer) - 1, 0.0)
         self._use(start, Row(cache, start))
@@ -106,9 +107,11 @@ class Tree:
         node.payload, node.base = payload, base
         self._frontier.discard(node)
         best = base.best
-        for token, chance in self.odds.children(base, most):
+        for choice in node.belief.choices(base, most):
+            token = choice.token
             side = node.off_main + 1 if node.off_main or token != best else 0
-            child = Node(node, token, node.position + 1, node.chance + chance, side)
+            child = Node(node, token, node.position + 1, node.chance + choice.chance, side)
+            child.belief = choice.belief
             node.children[token] = child
             if token not in self._end_ids:
                 self._frontier.add(child)
@@ -133,7 +136,6 @@ class Tree:
             return False
         if root.base is not None:
             token = root.base.best if token is None else token
-            self.odds.observe(root.base, token)
         assert token is not None
         self._frontier.discard(root)
         new = root.children.pop(token, None)
@@ -142,6 +144,7 @@ class Tree:
         root.children.clear()
         if new is None:
             new = Node(root, token, root.position + 1, root.chance)
+            new.belief = root.belief.after(root.base, token) if root.base else root.belief
         if new.row is None:
             self._frontier.add(new)
         self._lift(new)
