@@ -35,7 +35,7 @@ def test_chances_are_a_distribution_in_the_clouds_order(size: int, seed: int) ->
 
 
 def test_the_belief_is_bayes_rule() -> None:
-    base = candidates(5, 1)
+    base = candidates(5, 1, width=1.0)
     each = np.exp(POWERS[:, None] * base.logprobs.astype(float))
     each /= each.sum(1, keepdims=True)
     weights = EQUAL * each[:, 3]
