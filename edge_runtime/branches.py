@@ -22,6 +22,7 @@ from edge_runtime.bundle import WEIGHTS
 from edge_runtime.decoder import ROWS, Decoder, chunks
 from edge_runtime.engine import Binding, check_threads, open_session, raise_if_out_of_memory
 from edge_runtime.errors import BundleError, UsageError
+from edge_runtime.growing import GrowingDecoder, grows
 from edge_runtime.memory import MappedPages, give_back_heap
 from edge_runtime.policy import Scores
 from edge_runtime.steering import AGNOSTIC, AWARE
@@ -77,7 +78,8 @@ class TwoBranches:
         self.threads = check_threads(threads)
         self._hidden_size = shape.hidden
         self._together = bundle.manifest.branches == "together"
-        self._decoder = Decoder(bundle, max_length, threads)
+        kind = GrowingDecoder if grows(bundle) else Decoder
+        self._decoder: Decoder | GrowingDecoder = kind(bundle, max_length, threads)
         self._heads: dict[str, Binding] = {}
         self._heads_run = 0
         self._pages = MappedPages(bundle.path / WEIGHTS)

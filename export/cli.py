@@ -169,6 +169,8 @@ def _result(made: Exported, as_json: bool) -> None:
     if as_json:
         print(json.dumps(row | ({"marks": marks} if marks else {})))
         return
+    for long in ("mobile", "on_cpu_provider", "coverage_by_graph"):
+        row.pop(long, None)
     _show(row, False)
     if marks:
         _show_marks(marks)

@@ -1,15 +1,16 @@
 """What the phone providers other than QNN would take of a bundle's graphs, node by node.
 
-NNAPI and CoreML: onnxruntime's own mobile usability checker, called as a library. It knows their
-operators and the ranks CoreML allows, not every restriction, so its counts are upper bounds.
-XNNPACK is not in that checker and not in the stock wheel: its published operator list is applied
-here (float MatMul and Gemm by a constant, Softmax, pooling and convolutions).
+onnxruntime's own mobile usability checker, called as a library. It brings lists of operators for
+NNAPI and CoreML; XNNPACK's is read from that provider's source (`export/data`), since the checker
+has none and the stock wheel is built without it. The checker knows operators, ranks and fixed
+shapes, and for XNNPACK's products also that a factor must be constant; not every restriction, so
+its counts are upper bounds.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,7 @@ import onnx
 
 from edge_runtime.bundle import Bundle
 
-XNNPACK = frozenset(
-    {"AveragePool", "Conv", "ConvTranspose", "Gemm", "MatMul", "MaxPool", "Resize", "Softmax"}
-)
-_BY_CONSTANT = frozenset({"Gemm", "MatMul"})
+XNNPACK_OPERATORS = "xnnpack_supported_ops.md"
 
 Taken = dict[str, Any]
 
@@ -50,7 +48,7 @@ def graph_usability(path: Path) -> dict[str, Taken]:
         "NNAPI": _checked(checker.check_nnapi_partitions, shaped),
         "CoreML NeuralNetwork": _checked(coreml("neuralnetwork"), shaped),
         "CoreML MLProgram": _checked(coreml("mlprogram"), shaped),
-        "XNNPACK": _xnnpack(model),
+        "XNNPACK": _checked(_xnnpack, shaped),
     }
 
 
@@ -68,23 +66,32 @@ def _checked(check: Callable[[onnx.ModelProto, bool], Any], model: onnx.ModelPro
     }
 
 
-def _xnnpack(model: onnx.ModelProto) -> Taken:
+def _xnnpack(model: onnx.ModelProto, fixed: bool) -> Any:
+    from onnxruntime.tools.mobile_helpers import usability_checker as checker
+
     constants = {tensor.name for tensor in model.graph.initializer}
-    taken = [
-        node
-        for node in model.graph.node
-        if node.domain in ("", "ai.onnx")
-        and node.op_type in XNNPACK
-        and (node.op_type not in _BY_CONSTANT or node.input[1] in constants)
-    ]
-    kinds = Counter(node.op_type for node in model.graph.node)
+
+    class Operators(checker._SupportedOpsChecker):
+        """The list, and the restriction that decides: products of two activations are not taken."""
+
+        def is_op_supported(self, node: onnx.NodeProto) -> bool:
+            by_constant = all(name in constants for name in node.input[1:])
+            if node.op_type in ("MatMul", "Gemm") and not by_constant:
+                return False
+            return bool(super().is_op_supported(node))
+
+    with resources.as_file(resources.files("export.data") / XNNPACK_OPERATORS) as path:
+        return checker.check_partitioning(model.graph, Operators(path), fixed)
+
+
+def brief(found: dict[str, dict[str, Taken]]) -> dict[str, dict[str, Taken]]:
+    """The findings without the names of what was refused, for the report."""
     return {
-        "nodes": len(model.graph.node),
-        "taken": len(taken),
-        "taken_dynamic": len(taken),
-        "partitions": len(taken),
-        "refused": sorted(set(kinds) - {node.op_type for node in taken}),
-        "advice": "yes" if len(taken) * 2 > len(model.graph.node) else "no",
+        graph: {
+            provider: {key: value for key, value in row.items() if key != "refused"}
+            for provider, row in providers.items()
+        }
+        for graph, providers in found.items()
     }
 
 

@@ -15,12 +15,15 @@ from edge_runtime.manifest import Manifest
 from edge_runtime.memory import peak_rss_mb
 from edge_runtime.qnn import available
 from edge_runtime.text import Text
+from export.mobile import brief, usability
 from export.npu import NpuBuild, NpuOptions, build
 from export.npu_calibrate import shipped_prompts
 from export.npu_verify import verify_npu
 from export.pipeline import Exported, Progress, admit, manifest_for
 from export.recipes import Recipe
+from export.shipped import shipped_texts
 from export.sources import load_config, load_language, load_model, parameter_count, resolve
+from export.tied import share_table
 from export.verify import torch_reference
 
 KV_BYTES = 2
@@ -70,6 +73,7 @@ def export_npu(
         (writer.path / CHAT_TEMPLATE).write_text(language.template, encoding="utf-8")
         language.tokenizer.save(str(writer.path / TOKENIZER), pretty=False)
         text = Text(language.tokenizer, language.template)
+        table = share_table(loaded, source, shipped_texts(text, 64)[:2])
         stages = _stages(tell)
         built = build(
             loaded,
@@ -91,6 +95,7 @@ def export_npu(
                 simulate_cases=simulate_cases if options.compile else 0,
                 progress=lambda what, done: tell(what, 0.6 + 0.35 * done),
             )
+            report |= {"table": table, "mobile": brief(usability(Bundle(writer.path, manifest)))}
             report |= _costs(built, time.monotonic() - began)
             manifest = manifest.model_copy(
                 update={

@@ -27,11 +27,13 @@ from edge_runtime.errors import BudgetExceeded, UsageError
 from edge_runtime.gguf_reading import read_once
 from edge_runtime.manifest import Architecture, Manifest, Memory, Source
 from edge_runtime.memory import peak_rss_mb
+from edge_runtime.text import Text
 from edge_runtime.vocabulary import fingerprint
 from edge_runtime.weights import ALIASES
 from export.graph import embedding_weight, family_of, float_decoder, head_weight
 from export.probe import probe
 from export.recipes import DEFAULT_TARGET, Recipe, recipe
+from export.shipped import shipped_texts
 from export.sources import (
     Language,
     ModelSource,
@@ -41,6 +43,7 @@ from export.sources import (
     parameter_count,
     resolve,
 )
+from export.tied import share_table
 from export.verify import torch_reference, verify_bundle
 from export.write import write_graphs
 
@@ -94,14 +97,10 @@ def export_bundle(
     tell("reading the model", 0.05)
     language = load_language(source)
     loaded = load_model(source)
+    table = share_table(loaded, source, _texts(language))
     with writer:
-        tell("building the graph", 0.2)
         context = min(max_context, loaded.config.max_position_embeddings)
-        decoder = float_decoder(loaded, context)
-        tell("quantizing", 0.3)
-        size = write_graphs(
-            writer.path, decoder, head_weight(loaded), embedding_weight(loaded), chosen
-        )
+        size = _write(writer.path, loaded, context, chosen, tell)
         language.tokenizer.save(str(writer.path / TOKENIZER), pretty=False)
         (writer.path / CHAT_TEMPLATE).write_text(language.template, encoding="utf-8")
         manifest = manifest_for(source, chosen, loaded.config, language, size, context)
@@ -110,7 +109,7 @@ def export_bundle(
         report = None
         if verify:
             report = _report(Bundle(writer.path, manifest), loaded, tell)
-            report["seconds"] = round(time.monotonic() - began, 1)
+            report |= {"table": table, "seconds": round(time.monotonic() - began, 1)}
             _write_report(writer.path, report)
             verdict = _verdict(report)
             manifest = writer.finish(manifest.model_copy(update=verdict))
@@ -147,8 +146,10 @@ def verify_existing(
             got=f"sha256 {source.sha256[:12]}", allowed=f"sha256 {manifest.source.sha256[:12]}",
         )  # fmt: skip
     tell("reading the model", 0.05)
-    report = _report(bundle, load_model(source), tell)
-    report["seconds"] = round(time.monotonic() - began, 1)
+    loaded = load_model(source)
+    table = share_table(loaded, source, _texts(load_language(source)))
+    report = _report(bundle, loaded, tell)
+    report |= {"table": table, "seconds": round(time.monotonic() - began, 1)}
     verdict = _verdict(report)
     manifest = manifest.model_copy(update=verdict)
     _write_report(bundle.path, report)
@@ -157,17 +158,40 @@ def verify_existing(
     return Exported(bundle.path, manifest, report, time.monotonic() - began)
 
 
+def _write(folder: Path, model: Any, context: int, chosen: Recipe, tell: Progress) -> int:
+    """The three graphs and weights.bin; the latter's size in bytes."""
+    tell("building the graph", 0.2)
+    if chosen.graph == "portable":
+        from export.portable import write_portable
+
+        return write_portable(folder, model, chosen)
+    decoder = float_decoder(model, context)
+    tell("quantizing", 0.3)
+    return write_graphs(folder, decoder, head_weight(model), embedding_weight(model), chosen)
+
+
+def _texts(language: Language) -> list[tuple[int, ...]]:
+    """Two shipped texts: enough to tell whether two tables are the same."""
+    return shipped_texts(Text(language.tokenizer, language.template), 64)[:2]
+
+
 def _report(bundle: Bundle, loaded: Any, tell: Progress) -> dict[str, Any]:
     if bundle.manifest.npu is not None:
         from export.npu_verify import verify_npu
 
-        return verify_npu(bundle, torch_reference(loaded), progress=tell)
+        return verify_npu(bundle, torch_reference(loaded), progress=tell) | _mobile(bundle)
     tell("measuring time and memory", 0.42)
     measured = probe(bundle)
     report = verify_bundle(
         bundle, torch_reference(loaded), lambda what, done: tell(what, 0.45 + 0.5 * done)
     )
-    return report | measured | {"export_peak_rss_mb": round(peak_rss_mb(), 1)}
+    return report | measured | _mobile(bundle) | {"export_peak_rss_mb": round(peak_rss_mb(), 1)}
+
+
+def _mobile(bundle: Bundle) -> dict[str, Any]:
+    from export.mobile import brief, usability
+
+    return {"mobile": brief(usability(bundle))}
 
 
 def _verdict(report: dict[str, Any]) -> dict[str, Any]:
@@ -227,6 +251,8 @@ def manifest_for(
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or hidden // heads
+    # A cache that grows is there three times while a call runs: kept, going in, coming out.
+    copies = 3 if chosen.graph == "portable" else 1
     return Manifest(
         name=source.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -246,7 +272,7 @@ def manifest_for(
         vocabulary_sha256=fingerprint(language.tokenizer),
         memory=Memory(
             weights_bytes=weights_bytes,
-            kv_bytes_per_token_per_row=2 * layers * kv_heads * head_dim * 4,
+            kv_bytes_per_token_per_row=copies * 2 * layers * kv_heads * head_dim * 4,
             workspace_bytes=workspace_bytes(config),
         ),
         branches="together",

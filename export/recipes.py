@@ -11,26 +11,6 @@ Body = Literal["int8", "block", "float"]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What a bundle must reach on the shipped cases to be called ready (`export.verify`)."""
-
-    kl: float
-    """Of each branch, nats a token."""
-    steered_kl: dict[str, float]
-    """By gain."""
-    steered_top1: float
-    """At gain 0.476."""
-
-
-GOOD = Limits(0.01, {"0.476": 0.004, "1.783": 0.014}, 0.97)
-"""What the default must reach."""
-FAIR = Limits(0.02, {"0.476": 0.006, "1.783": 0.05}, 0.95)
-"""What 8-bit weights with the usual kernels reach."""
-LOOSE = Limits(0.6, {"0.476": 0.12, "1.783": 1.2}, 0.75)
-"""For those who accept the error for speed or size: wrong in every fourth token is a failure."""
-
-
-@dataclass(frozen=True, slots=True)
 class Recipe:
     """One CPU target. Head and embedding share one tensor in every recipe."""
 
@@ -46,7 +26,10 @@ class Recipe:
     """Exceptions to `terms` by site: qkv, o, gate_up, down."""
     bits: int = 8
     block: int = 32
-    limits: Limits = GOOD
+    tolerance: int = 1
+    """How many times the default's error in a logit its users accept (`export.marks`)."""
+    graph: Literal["fused", "portable"] = "fused"
+    """`portable`: optimum's graph, whose keys and values grow (`export.portable`)."""
 
     def terms_at(self, site: str) -> int:
         """Integers per activation at `site`."""
@@ -55,12 +38,12 @@ class Recipe:
     def options(self) -> dict[str, Any]:
         """What the manifest records: the fields that apply to this kind of body."""
         options = asdict(self)
-        del options["target"], options["summary"], options["limits"]
+        del options["target"], options["summary"], options["tolerance"]
         kept = {
             "int8": {"body", "terms", "head_terms", "site_terms"},
             "block": {"body", "head_terms", "bits", "block"},
             "float": {"body"},
-        }[self.body]
+        }[self.body] | ({"graph"} if self.graph == "portable" else set())
         return {key: value for key, value in options.items() if key in kept}
 
 
@@ -69,14 +52,18 @@ RECIPES = {
     for recipe in (
         Recipe("cpu-int8", "int8 weights per channel, two-term int8 activations", "int8"),
         Recipe("cpu-int8-block", "8-bit weights in blocks of 32 (MatMulNBits)", "block",
-            limits=FAIR,
+            tolerance=2,
         ),
         Recipe(
             "cpu-int8-fast", "int8 weights per channel, one-term int8 activations", "int8",
-            terms=1, head_terms=1, limits=LOOSE,
+            terms=1, head_terms=1, tolerance=8,
         ),
         Recipe("cpu-int4", "4-bit weights in blocks of 32, int8 head", "block", bits=4,
-            limits=LOOSE,
+            tolerance=8,
+        ),
+        Recipe(
+            "portable", "as cpu-int8-block, without GroupQueryAttention", "block",
+            tolerance=2, graph="portable",
         ),
         Recipe("cpu-fp32", "float, the reference", "float", head_terms=0),
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,31 @@ import numpy.typing as npt
 
 from edge_runtime.bundle import Bundle
 from edge_runtime.engine import open_session
+from edge_runtime.growing import grows, run_growing
 
 Floats = npt.NDArray[np.float32]
 
 
 class BundleRunner:
-    """A bundle's decoder and head in two sessions, with KV caches passed through."""
+    """A bundle's decoder and head in two sessions, with KV caches passed through.
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1, profile: str | None = None) -> None:
+    `profile`: every node that runs is recorded until `executed` is asked for.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1, profile: bool = False) -> None:
         self.bundle = bundle
-        self.decoder = open_session(
-            bundle.decoder, threads=threads, profile_prefix=profile and profile + "-decoder"
-        )
-        self.head = open_session(
-            bundle.head, threads=threads, profile_prefix=profile and profile + "-head"
+        self._traces = tempfile.TemporaryDirectory() if profile else None
+        self.decoder, self.head = (
+            open_session(
+                graph,
+                threads=threads,
+                profile_prefix=str(Path(self._traces.name) / graph.stem) if self._traces else None,
+            )
+            for graph in (bundle.decoder, bundle.head)
         )
         self._past = [i.name for i in self.decoder.get_inputs() if i.name.startswith("past")]
         self._presents = [name.replace("past_key_values", "present") for name in self._past]
+        self._grows = grows(bundle)
 
     def caches(self, rows: int, length: int) -> dict[str, Floats]:
         """Empty KV caches for `rows` rows of up to `length` tokens."""
@@ -47,6 +54,8 @@ class BundleRunner:
         `past` is the number of tokens that each row has in its cache already.
         """
         done = list(past) or [0] * len(rows)
+        if self._grows:
+            return run_growing(self.decoder, rows, caches, done)
         longest = max(len(row) for row in rows)
         ids = np.zeros((len(rows), longest), np.int64)
         total = max(n + len(row) for n, row in zip(done, rows, strict=True))
@@ -65,24 +74,22 @@ class BundleRunner:
         logits: Floats = self.head.run(["logits"], {"hidden": states})[0]
         return logits
 
-
-@contextlib.contextmanager
-def profiled(bundle: Bundle) -> Iterator[tuple[BundleRunner, list[dict[str, str]]]]:
-    """A runner whose executed nodes are listed, as op and provider, once the block ends."""
-    nodes: list[dict[str, str]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        runner = BundleRunner(bundle, profile=str(Path(folder) / "profile"))
-        yield runner, nodes
-        for session in (runner.decoder, runner.head):
-            events = json.loads(Path(session.end_profiling()).read_text())
+    def executed(self) -> list[dict[str, str]]:
+        """Each node that ran so far, as op and provider; ends the recording."""
+        if self._traces is None:
+            return []
+        nodes: list[dict[str, str]] = []
+        for session in (self.decoder, self.head):
             seen = set()
-            for event in events:
-                args = event.get("args", {})
-                name = event["name"]
+            for event in json.loads(Path(session.end_profiling()).read_text()):
+                args, name = event.get("args", {}), event["name"]
                 if event.get("cat") == "Node" and "op_name" in args and name not in seen:
                     seen.add(name)
                     provider = args.get("provider", "") or "CPUExecutionProvider"
                     nodes.append({"op": args["op_name"], "provider": provider})
+        self._traces.cleanup()
+        self._traces = None
+        return nodes
 
 
 INTEGER_PRODUCTS = frozenset(

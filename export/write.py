@@ -38,14 +38,15 @@ def write_graphs(
     weights are dropped as they are written, so that peak memory stays near the source's size.
     """
     with TensorFile(folder) as file:
-        _write_heads(folder, file, head, recipe)
+        write_heads(folder, file, head, recipe)
         if embedding is not None:
-            _store_rows(file, "embedding", embedding, recipe)
+            store_rows(file, "embedding", embedding, recipe)
         _write_decoder(folder, file, decoder, recipe, "head" if embedding is None else "embedding")
         return file.size_bytes
 
 
-def _store_rows(file: TensorFile, name: str, weight: LazyTensor, recipe: Recipe) -> None:
+def store_rows(file: TensorFile, name: str, weight: LazyTensor, recipe: Recipe) -> None:
+    """Store a table [vocabulary, hidden] as `name`.weight, integers with a `name`.scale a row."""
     if recipe.body == "float":
         file.add(f"{name}.weight", weight.load())
         return
@@ -54,10 +55,11 @@ def _store_rows(file: TensorFile, name: str, weight: LazyTensor, recipe: Recipe)
     file.add(f"{name}.scale", scale)
 
 
-def _write_heads(folder: Path, file: TensorFile, head: LazyTensor, recipe: Recipe) -> None:
+def write_heads(folder: Path, file: TensorFile, head: LazyTensor, recipe: Recipe) -> None:
+    """Write head.onnx and candidates.onnx, and the table [vocabulary, hidden] that they share."""
     from onnx import TensorProto, helper
 
-    _store_rows(file, "head", head, recipe)
+    store_rows(file, "head", head, recipe)
     vocabulary, hidden = head.shape
     hidden_in = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["rows", hidden])
     ids_in = helper.make_tensor_value_info("candidate_ids", TensorProto.INT64, ["candidates"])

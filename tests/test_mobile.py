@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_runtime.bundle import Bundle
-from export.mobile import graph_usability, table, usability
+from export.mobile import XNNPACK_OPERATORS, graph_usability, table, usability
 
 PROVIDERS = {"NNAPI", "CoreML NeuralNetwork", "CoreML MLProgram", "XNNPACK"}
 
@@ -48,5 +48,18 @@ def test_a_float_product_by_a_constant_is_xnnpack_s(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), str(path))
     found = graph_usability(path)
-    assert found["XNNPACK"]["taken"] == 2  # the product by a constant, and Softmax
+    # The product by a constant and Softmax, apart: a product of two activations lies between them.
+    assert (found["XNNPACK"]["taken"], found["XNNPACK"]["partitions"]) == (2, 2)
+    assert found["XNNPACK"]["refused"] == ["MatMul"]
     assert found["NNAPI"]["nodes"] == 3
+
+
+def test_the_list_for_xnnpack_is_one_that_the_checker_reads() -> None:
+    from importlib import resources
+
+    from onnxruntime.tools.mobile_helpers import usability_checker as checker
+
+    with resources.as_file(resources.files("export.data") / XNNPACK_OPERATORS) as path:
+        listed = checker._SupportedOpsChecker(path)._ops
+    assert {"ai.onnx:MatMul", "ai.onnx:Gemm", "ai.onnx:Softmax", "ai.onnx:Conv"} <= listed.keys()
+    assert not [name for name in listed if "microsoft" in name]

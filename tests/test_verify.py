@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +14,25 @@ import pytest
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import BundleError, UsageError
 from edge_runtime.text import Text
+from export.marks import GOALS, limits
 from export.pipeline import export_bundle, verify_existing
 from export.recipes import RECIPES
 from export.runner import BundleRunner, census
+from export.shipped import shipped_cases, shipped_texts
 from export.verify import (
     Logits,
     compare,
+    compare_text,
     kl,
     log_softmax,
     pass_marks,
     rows_bit_equal,
-    shipped_cases,
 )
 
 KEYS = {
     "target", "ready", "size_mb", "kl_aware", "kl_agnostic", "delta_rel_error", "delta_cosine",
     "steered_kl", "steered_top1", "rows_bit_equal", "integer_matmuls", "float_matmuls",
-    "coverage", "peak_rss_mb", "seconds",
+    "coverage", "peak_rss_mb", "seconds", "text_kl", "table", "mobile",
 }  # fmt: skip
 
 
@@ -66,8 +69,8 @@ def test_a_bundle_is_its_own_perfect_reference(tiny_bundle: Bundle) -> None:
     runner = BundleRunner(tiny_bundle)
     cases = shipped_cases(Text.open(tiny_bundle), 512)[:2]
 
-    def itself(ids: Sequence[int]) -> Logits:
-        return runner.logits(runner.hidden([ids], runner.caches(1, len(ids)))[0])
+    def itself(ids: Sequence[int], last: int) -> Logits:
+        return runner.logits(runner.hidden([ids], runner.caches(1, len(ids)))[0, -last:])
 
     figures = compare(itself, runner, cases, lambda what, done: None)
     assert figures["positions"] == sum(len(case.answer) for case in cases)
@@ -76,6 +79,11 @@ def test_a_bundle_is_its_own_perfect_reference(tiny_bundle: Bundle) -> None:
     assert figures["delta_cosine"] == pytest.approx(1)
     assert set(figures["steered_top1"].values()) == {1.0}
     assert set(figures["argmax_flips"].values()) == {0}
+    texts = shipped_texts(Text.open(tiny_bundle), 512)[:3]  # an odd one: its partner counts once
+    plain = compare_text(itself, runner, texts, lambda what, done: None)
+    assert plain["text_positions"] == sum(len(text) - 1 for text in texts)
+    assert plain["text_kl"] == pytest.approx(0, abs=1e-12)
+    assert plain["text_top1"] == 1.0
 
 
 def test_rows_that_depend_on_each_other_are_found(tiny_bundle: Bundle) -> None:
@@ -100,6 +108,7 @@ def passing() -> dict:
         "target": "cpu-int8",
         "kl_aware": 0.001,
         "kl_agnostic": 0.001,
+        "text_kl": 0.001,
         "steered_kl": {"0.476": 0.001, "1.0": 0.002, "1.783": 0.003},
         "steered_top1": {"0.476": 0.99},
         "integer_matmuls": 121,
@@ -108,7 +117,7 @@ def passing() -> dict:
 
 
 def test_marks() -> None:
-    assert all(mark["pass"] for mark in pass_marks(passing()).values())
+    assert all(mark["pass"] for mark in pass_marks(passing(), 30).values())
 
 
 @pytest.mark.parametrize(
@@ -116,6 +125,7 @@ def test_marks() -> None:
     [
         ({"kl_aware": 0.5}, "kl_aware"),
         ({"kl_aware": float("nan")}, "kl_aware"),
+        ({"text_kl": 0.02}, "text_kl"),
         ({"steered_kl": {"0.476": 0.001, "1.783": 0.02}}, "steered_kl@1.783"),
         ({"steered_top1": {"0.476": 0.9}}, "steered_top1@0.476"),
         ({"integer_matmuls": 0}, "integer_matmuls"),
@@ -123,13 +133,35 @@ def test_marks() -> None:
     ],
 )
 def test_one_missed_mark_fails(change: dict, failed: str) -> None:
-    marks = pass_marks(passing() | change)
+    marks = pass_marks(passing() | change, 30)
     assert [name for name, mark in marks.items() if not mark["pass"]] == [failed]
 
 
-def test_every_target_has_limits_for_the_gains_that_are_measured() -> None:
+def test_a_tolerance_widens_kl_by_its_square_and_flips_by_itself() -> None:
+    assert limits(1) == GOALS
+    twice = limits(2)
+    assert twice.kl == pytest.approx(4 * GOALS.kl)
+    assert twice.steered_kl == pytest.approx({"0.476": 0.016, "1.783": 0.056})
+    assert 1 - twice.steered_top1 == pytest.approx(2 * (1 - GOALS.steered_top1))
     for recipe in RECIPES.values():
-        assert recipe.limits.steered_kl.keys() <= {"0.476", "1.0", "1.783"}
+        assert recipe.tolerance.bit_count() == 1, "powers of two, a bit of precision each"
+
+
+def test_attention_written_out_may_multiply_floats() -> None:
+    portable = passing() | {"target": "portable", "float_matmuls": 62}
+    assert pass_marks(portable, 30)["float_matmuls"]["pass"]
+    assert not pass_marks(portable | {"float_matmuls": 63}, 30)["float_matmuls"]["pass"]
+
+
+def test_what_calibration_reads_is_not_what_verification_reads() -> None:
+    package = resources.files("export")
+    calibration = " ".join(package.joinpath("npu_calibration.txt").read_text("utf-8").split())
+    held_out = package.joinpath("data", "texts.txt").read_text("utf-8").splitlines()
+    for line in package.joinpath("data", "cases.jsonl").read_text("utf-8").splitlines():
+        held_out += json.loads(line).values()
+    sentences = [part for text in held_out for part in text.split(". ") if len(part) > 20]
+    assert len(sentences) > 30
+    assert not [part for part in sentences if part in calibration]
 
 
 def test_the_census_counts_each_node_once() -> None:

@@ -1,0 +1,130 @@
+"""The graph without GroupQueryAttention: against transformers, and behind the runtime's verbs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edge_runtime.branches import TwoBranches
+from edge_runtime.bundle import Bundle, open_bundle
+from edge_runtime.steering import AGNOSTIC, AWARE
+from export.pipeline import export_bundle
+from export.runner import BundleRunner
+from export.verify import kl, log_softmax, torch_reference
+from tests.tiny import VOCABULARY_SIZE, write_model
+
+LONG, SHORT, STEPS = 140, 31, 3
+"""The longer prompt takes two calls; the shorter one leaves a gap that the mask hides."""
+
+
+@pytest.fixture(scope="module")
+def portable(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("portable") / "tiny"
+    return open_bundle(
+        export_bundle(str(tiny_model_dir), out, target="portable", verify=False).path
+    )
+
+
+@pytest.fixture(scope="module")
+def prompts() -> tuple[list[int], list[int], list[int]]:
+    ids = np.random.default_rng(5).integers(3, VOCABULARY_SIZE, LONG + SHORT + STEPS).tolist()
+    return ids[:LONG], ids[LONG : LONG + SHORT], ids[LONG + SHORT :]
+
+
+def float_logits(folder: Path, ids: list[int]) -> np.ndarray:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    return torch_reference(model)(ids, 1)[0]
+
+
+def divergence(folder: Path, ids: list[int], found: np.ndarray) -> float:
+    return kl(log_softmax(float_logits(folder, ids)), log_softmax(found))
+
+
+def test_only_the_quantized_products_are_outside_the_standard(portable: Bundle) -> None:
+    graph = onnx.load(str(portable.decoder), load_external_data=False).graph
+    foreign = {node.op_type for node in graph.node if node.domain not in ("", "ai.onnx")}
+    assert foreign == {"MatMulNBits"}
+    # Two layers of q, k, v, o, gate, up and down.
+    assert sum(node.op_type == "MatMulNBits" for node in graph.node) == 14
+
+
+def test_both_rows_say_what_transformers_says(
+    portable: Bundle, tiny_model_dir: Path, prompts: tuple[list[int], list[int], list[int]]
+) -> None:
+    aware, agnostic, answer = prompts
+    branches = TwoBranches.open(portable, max_length=256)
+    branches.prefill(aware, agnostic)
+    for length in range(STEPS + 1):
+        logits = branches.logits()
+        for row, prompt in ((AWARE, aware), (AGNOSTIC, agnostic)):
+            said = [*prompt, *answer[:length]]
+            assert divergence(tiny_model_dir, said, logits[row]) < 3e-3
+        if length < STEPS:
+            branches.extend([answer[length]])
+
+
+def test_rolling_back_and_chunks_give_the_same(
+    portable: Bundle, prompts: tuple[list[int], list[int], list[int]]
+) -> None:
+    aware, agnostic, answer = prompts
+    branches = TwoBranches.open(portable, max_length=256)
+    branches.prefill(aware, agnostic)
+    branches.extend(answer)
+    straight = branches.logits()
+    branches.rollback(0)
+    branches.extend([5, 6])
+    branches.rollback(0)
+    for token in answer:
+        branches.extend([token])
+    np.testing.assert_allclose(branches.logits(), straight, atol=1e-4)
+
+
+def test_two_ragged_rows_in_one_call_agree_with_each_alone(
+    portable: Bundle, prompts: tuple[list[int], list[int], list[int]]
+) -> None:
+    runner = BundleRunner(portable)
+    aware, agnostic, answer = prompts
+    both_cache = runner.caches(2, 256)
+    both = runner.hidden([aware, agnostic], both_cache)
+    step = runner.hidden([answer[:1]] * 2, both_cache, [LONG, SHORT])
+    for row, prompt in enumerate((aware, agnostic)):
+        cache = runner.caches(1, 256)
+        alone = runner.hidden([prompt], cache)
+        np.testing.assert_allclose(both[row, : len(prompt)], alone[0], atol=1e-4)
+        after = runner.hidden([answer[:1]], cache, [len(prompt)])
+        np.testing.assert_allclose(step[row], after[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "tied"), [("qwen2", True), ("qwen3", False), ("gemma3", True)])
+def test_other_families(
+    family: str,
+    tied: bool,
+    tmp_path: Path,
+    prompts: tuple[list[int], list[int], list[int]],
+) -> None:
+    folder = write_model(tmp_path / family, family, tie_word_embeddings=tied)
+    made = export_bundle(str(folder), tmp_path / "out", target="portable", verify=False)
+    branches = TwoBranches.open(open_bundle(made.path), max_length=64)
+    _, agnostic, answer = prompts
+    branches.prefill(agnostic, agnostic[:9])
+    branches.extend(answer)
+    said = [[*agnostic, *answer], [*agnostic[:9], *answer]]
+    for row, logits in zip(said, branches.logits(), strict=True):
+        assert divergence(folder, row, logits) < 3e-3
+
+
+def test_the_report_judges_it_like_every_target(tiny_model_dir: Path, tmp_path: Path) -> None:
+    made = export_bundle(str(tiny_model_dir), tmp_path / "out", target="portable")
+    assert made.report is not None
+    assert made.report["integer_matmuls"] == 15
+    assert (
+        made.report["float_matmuls"] == 5
+    )  # scores and values of two layers, and the rotation's angles
+    assert made.report["branches"] == open_bundle(made.path, force=True).manifest.branches
+    assert "GroupQueryAttention" not in made.report["ops"]
+    assert not list(made.path.glob("*/"))
