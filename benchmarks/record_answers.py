@@ -161,6 +161,16 @@ def save(folder: Path, name: str, arrays: dict[str, Any]) -> None:
     temporary.rename(folder / f"{name}.npz")
 
 
+def answer_name(case: dict[str, Any], gain: float) -> str:
+    """What the recording of an answer is called."""
+    return f"{case['id']}@{gain:.3g}"
+
+
+def made(folder: Path, case: dict[str, Any], gain: float) -> bool:
+    """Whether an earlier run has made it: a stopped one goes on where it was."""
+    return (folder / f"{answer_name(case, gain)}.npz").exists()
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--cloud", required=True)
@@ -176,10 +186,11 @@ def main() -> None:
     chosen = options.parse_args()
     cloud, small = (load(name, dtype=chosen.dtype) for name in (chosen.cloud, chosen.device))
     lines = chosen.data.read_text(encoding="utf-8").splitlines()[: chosen.cases]
-    for begin in range(0, len(lines), chosen.at_once):
+    cases = [json.loads(line) for line in lines]
+    cases = [c for c in cases if not all(made(chosen.out, c, gain) for gain in chosen.gains)]
+    for begin in range(0, len(cases), chosen.at_once):
         began, jobs = time.perf_counter(), []
-        for line in lines[begin : begin + chosen.at_once]:
-            case = json.loads(line)
+        for case in cases[begin : begin + chosen.at_once]:
             query = case["input"].strip()
             note = case["personalized_input"].rstrip().removesuffix(query).rstrip()
             note = small.text.decode(small.text.encode(note)[: chosen.note_tokens])
@@ -191,11 +202,10 @@ def main() -> None:
                     prefill(small.model, list(ids.agnostic)),
                 )
             jobs += [
-                Job(f"{case['id']}@{gain:.3g}", gain, query, agnostic, both)
-                for gain in chosen.gains
+                Job(answer_name(case, gain), gain, query, agnostic, both) for gain in chosen.gains
             ]
-        made = record(cloud.model, small.model, jobs, chosen.tokens, cloud.end_ids)
-        for name, arrays in made.items():
+        answers = record(cloud.model, small.model, jobs, chosen.tokens, cloud.end_ids)
+        for name, arrays in answers.items():
             save(chosen.out, name, arrays)
         print(f"case {begin} to {begin + chosen.at_once}: {time.perf_counter() - began:.0f} s")
 
