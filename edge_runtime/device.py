@@ -105,7 +105,7 @@ class SteeredDevice:
     ) -> None:
         self.branches = branches
         self.prompts = prompts
-        self.method = method
+        self.method = method.about(prompts.names)
         self.sampler = sampler
         self.end_ids = frozenset(end_ids)
 

@@ -131,7 +131,7 @@ class GovernedDevice(SteeredDevice):
         )
         self.governor = Governor(budget, levels_for(device.method, allow_cloud_only))
         self._clock, self._resident = clock, resident
-        self._plain = replace(device.method, rule="linear", mix=0.0)
+        self._plain = replace(device.method, rule="linear", mix=0.0, copy=0.0)
         self._pending: list[int] = []
         """Answer tokens that the small model has not seen yet."""
         self._spent_ms = 0.0

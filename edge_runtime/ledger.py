@@ -81,6 +81,7 @@ def bound_bits(method: Method, sampler: Sampler, tokens: int) -> float | None:
         return None
     if not method.steers:
         return 0.0
-    if method.clip is None or method.mix or sampler.temperature == 0 or sampler.top_p < 1:
+    mixed = method.mix or method.copy
+    if method.clip is None or mixed or sampler.temperature == 0 or sampler.top_p < 1:
         return None
     return 4 * gain * method.clip * tokens / sampler.temperature / math.log(2)

@@ -63,9 +63,9 @@ def gain(
 class Method:
     """One steering rule with its numbers.
 
-    The policy is ``(1 - mix) softmax((base + gain * f(D)) / temper) + mix * p_aware`` on the
-    candidates, with f the identity (`linear`) or max(., 0) (`positive`), after D was clipped to
-    [-clip, clip].
+    The policy is ``(1 - m) softmax((base + gain * f(D)) / temper) + m * q`` on the candidates, with
+    f the identity (`linear`) or max(., 0) (`positive`), after D was clipped to [-clip, clip]. What
+    is mixed in, m q, is ``mix * p_aware``, for names of the note ``copy * p_aware``.
     """
 
     name: str
@@ -81,12 +81,18 @@ class Method:
     temper: float = 1.0
     """1 + the weight of an entropy bonus (docs/method.md): above 1 the rule is less sure of
     itself. Its best token stays the best, so greedy answers do not change."""
+    copy: float = 0.0
+    """Names of the note get so much of the probability that the aware row gives them; the rest of
+    the policy shares what is left."""
+    names: tuple[int, ...] = ()
+    """Their tokens, ascending; the device puts them in (`about`)."""
 
     def __post_init__(self) -> None:
         for what, value, low, high in (
             ("gain", self.gain, 0.0, 100.0),
             ("late gain", self.late_gain, 0.0, 100.0),
             ("mix", self.mix, 0.0, 1.0),
+            ("copy", self.copy, 0.0, 1.0),
             ("clip", self.clip, 0.0, 1e4),
             ("decay", self.decay_tokens, 0, 1_000_000),
             ("temper", self.temper, 0.1, 10.0),
@@ -103,17 +109,23 @@ class Method:
     def steers(self) -> bool:
         """Whether the small model has any say."""
         late = self.late_gain or 0.0
-        return self.gain > 0 or late > 0 or self.mix > 0 or self.base in ("aware", "agnostic")
+        own = self.base in ("aware", "agnostic")
+        return self.gain > 0 or late > 0 or self.mix > 0 or self.copy > 0 or own
 
     @property
     def full_head(self) -> bool:
         """Whether the rule needs the small model's logits over the whole vocabulary."""
-        return self.rule == "positive" or self.mix > 0 or self.base in ("aware", "agnostic")
+        own = self.base in ("aware", "agnostic")
+        return self.rule == "positive" or self.mix > 0 or self.copy > 0 or own
 
     @property
     def asks_cloud(self) -> bool:
         """Whether a cloud takes part at all."""
         return self.base in ("cloud", "informed-cloud")
+
+    def about(self, names: tuple[int, ...]) -> Method:
+        """The same rule for a note whose names are made of the tokens `names`."""
+        return replace(self, names=names) if self.copy else self
 
     def gain_at(self, position: int) -> float:
         """The gain for the answer's `position`-th token."""
@@ -130,6 +142,7 @@ PRESETS: Mapping[str, Method] = MappingProxyType(
             Method("costeer", gain(20)),
             Method("light", gain(1)),
             Method("tempered", 1.0, temper=1.2),
+            Method("names", gain(1), temper=1.2, copy=1.0),
             Method("blend", 0.75, rule="positive", mix=0.15),
             Method("context-steering", 1.0, base="aware"),
             Method("linear-alignment", 1.0, base="agnostic"),
@@ -215,17 +228,32 @@ def policy(
         base = log_softmax(base[candidates.ids])
         ids = candidates.ids
     else:
-        ids, base = _with_own_best(candidates, own[AWARE]) if method.mix else _plain(candidates)
+        joined = method.mix or method.copy
+        ids, base = _with_own_best(candidates, own[AWARE]) if joined else _plain(candidates)
     aware = own[AWARE][ids]
     delta = clip(aware - own[AGNOSTIC][ids], method.clip)
     if method.rule == "positive":
         delta = np.maximum(delta, 0)
     steered = steer(base, delta, k, method.temper)
-    if method.mix:
+    share = _share(method, ids)
+    if share is not None:
+        own_share = np.exp(aware)
+        mixed_in = share * own_share
+        left = 1 - method.mix - float(((share - method.mix) * own_share).sum())
         with np.errstate(divide="ignore"):
-            rest, share = np.log(1 - method.mix), np.log(method.mix)
-        steered = log_softmax(np.logaddexp(rest + steered, share + aware))
+            rest = np.log(max(left, 0.0))
+            steered = log_softmax(np.logaddexp(rest + steered, np.log(mixed_in)))
     return Steered(ids, steered.astype(base.dtype, copy=False), base)
+
+
+def _share(method: Method, ids: npt.NDArray[np.int64]) -> Floats | float | None:
+    """How much of the aware row's probability each of `ids` gets besides; None: nothing."""
+    if not (method.copy and method.names):
+        return method.mix or None
+    share = np.full(len(ids), method.mix)
+    named = np.isin(ids, np.asarray(method.names), assume_unique=True)
+    share[named] = max(method.mix, method.copy)
+    return share
 
 
 def _plain(candidates: CandidateSet) -> tuple[npt.NDArray[np.int64], Floats]:

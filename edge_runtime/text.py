@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from edge_runtime.errors import BundleError
+from edge_runtime.names import name_ids
 from edge_runtime.vocabulary import fingerprint, open_tokenizer
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Prompts:
     agnostic: tuple[int, ...]
     note: int = 0
     """Leading tokens of `aware` that come from the note (and the template), not from the query."""
+    names: tuple[int, ...] = ()
+    """Tokens of names and numbers that only the note holds (`edge_runtime.names`), ascending."""
 
 
 class StreamDecoder:
@@ -126,7 +129,8 @@ class Text:
         if not context:
             return Prompts(tuple(agnostic), tuple(agnostic))
         aware = self.encode(self.chat(f"{context}\n\n{query}"))
-        return Prompts(tuple(aware), tuple(agnostic), _common(aware, self.note(context)))
+        names = name_ids(self.encode, context, query)
+        return Prompts(tuple(aware), tuple(agnostic), _common(aware, self.note(context)), names)
 
     def note(self, context: str) -> list[int]:
         """Ids of an aware prompt's beginning up to where the query would follow.

@@ -21,7 +21,7 @@ from scenarios.methods import Score, score
 from scenarios.metrics import LEVEL, Estimate, gap_captured, mean, ratio
 from scenarios.pair import Lengths, Pair, along, both_along
 from scenarios.predictions import CLOUD, UPLOAD, Predictions, Store, gather
-from scenarios.written import Answer, generate
+from scenarios.written import Answer, Job, write
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how many are done, of how many."""
@@ -141,12 +141,9 @@ def evaluate(
     for rule in plan.methods:
         results[rule.name].scores = [score(rule, one, wire) for one in kept]
     if plan.generate:
-        total, done = len(cut) * len(plan.methods), 0
-        for case in cut:
-            for rule in plan.methods:
-                progress("writing answers", done, total)
-                results[rule.name].answers.append(answer(rule, case, pair, plan, store))
-                done += 1
+        found = answers(plan.methods, cut, pair, plan, store, progress)
+        for rule in plan.methods:
+            results[rule.name].answers = [found[_answer_key(rule, c, pair, plan)] for c in cut]
     return Evaluation(told, kept, results, plan.level)
 
 
@@ -171,13 +168,44 @@ def predictions(case: Case, pair: Pair, lengths: Lengths, store: Store) -> Predi
         tables = [np.asarray(table[:, :size]) for table in (cloud, upload, *own)]
         kept = gather(tables, tokens, note)
         store.keep_predictions(key, kept)
-    return kept
+    return dataclasses.replace(kept, names=pair.names(case))
 
 
-def answer(rule: Method, case: Case, pair: Pair, plan: Plan, store: Store) -> Answer:
-    """The greedy answer of `rule` and its measures, from the store if it is there."""
+def answers(
+    rules: Sequence[Method],
+    cases: Sequence[Case],
+    pair: Pair,
+    plan: Plan,
+    store: Store,
+    progress: Progress,
+) -> dict[str, Answer]:
+    """The greedy answer of each rule to each case, by its key in the store; what is missing there
+    is written, case by case."""
+    found: dict[str, Answer] = {}
+    missing: dict[str, Job] = {}
+    for case in cases:
+        for rule in rules:
+            key = _answer_key(rule, case, pair, plan)
+            record = store.record(key)
+            if record is None:
+                missing.setdefault(key, Job(rule, case))
+            else:
+                found[key] = Answer(**record)
+    keys = {id(job): key for key, job in missing.items()}
+    total = len(found) + len(missing)
+    progress("writing answers", len(found), total)
+    for job, made in write(list(missing.values()), pair, plan.generate, plan.codec):
+        found[keys[id(job)]] = made
+        store.keep_record(keys[id(job)], made.record())
+        progress("writing answers", len(found), total)
+    return found
+
+
+def _answer_key(rule: Method, case: Case, pair: Pair, plan: Plan) -> str:
+    if not (rule.mix or rule.copy):
+        rule = dataclasses.replace(rule, temper=1.0)  # the best token stays the best
     numbers = {k: v for k, v in dataclasses.asdict(rule).items() if k != "name"}
-    key = store.key(
+    return Store.key(
         what="answer",
         query=case.query,
         aware=case.aware,
@@ -188,9 +216,3 @@ def answer(rule: Method, case: Case, pair: Pair, plan: Plan, store: Store) -> An
         rule=numbers,
         **pair.identity,
     )
-    found = store.record(key)
-    if found is None:
-        made = generate(rule, case, pair, plan.generate, plan.codec)
-        store.keep_record(key, made.record())
-        return made
-    return Answer(**found)

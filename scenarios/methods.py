@@ -93,7 +93,11 @@ def score(rule: Method, kept: Predictions, codec: Codec | None = None) -> Score:
     """`rule` on the reference of `kept`, through `codec` (None: nothing is lost)."""
     nll = divergence = same = diverged = 0.0
     for at in range(len(kept)):
-        _, table = kept.position(at)
+        ids, table = kept.position(at)
+        if rule.copy:
+            # The table's columns stand for the vocabulary here.
+            named = np.isin(ids, kept.names)
+            rule = rule.about(tuple(np.flatnonzero(named).tolist()))
         chosen = steered(rule, table, at, codec)
         nll -= float(chosen[kept.target(at)])
         divergence += float(kl(table[UPLOAD], chosen))

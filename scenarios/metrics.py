@@ -9,7 +9,6 @@ It does NOT run a model: `scenarios.evaluate` feeds it.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from edge_runtime.names import WORD, names_of
 
 Numbers = Sequence[float] | npt.NDArray[np.floating]
 
@@ -134,51 +135,18 @@ def kl(p: npt.NDArray[np.floating], q: npt.NDArray[np.floating]) -> npt.NDArray[
 
 # --- one answer ---
 
-_NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*%?")
-_WORD = re.compile(r"[^\W_][\w'’&-]*", re.UNICODE)
-_POSSESSIVE = re.compile(r"['’]s$|['’-]+$")
-# A capital inside a sentence: after a small letter, a digit, a comma or a closing quote.
-_NAME = re.compile(r"(?<=[a-z,0-9’')] )[A-Z][\w'’&-]*")
-# Words that have a capital for other reasons: the pronoun, titles of sections, abbreviations.
-_COMMON = frozenset(
-    word
-    for line in (
-        "i i'm i've i'll i'd a an the and but or if so as at by for from in into of on to with we",
-        "you he she it they my our your his her their this that these those there here what when",
-        "where which who why how all let's it's that's here's we're you're ai am pm ok tv profile",
-        "user writing history task content name age dear subject",
-    )
-    for word in line.split()
-)
-
-
-def _words(text: str) -> list[str]:
-    return [w for w in (_POSSESSIVE.sub("", w) for w in _WORD.findall(text)) if w]
-
-
 def facts_of(text: str, context: str, query: str) -> tuple[str, ...]:
     """Names and numbers of `text` that the `context` holds and the `query` does not.
 
-    A name is a word that has a capital in the middle of a sentence somewhere in the two texts.
     With the reference as `text`: what an informed answer tells; with the context itself: all that
-    could be told. In order of appearance, each once.
+    could be told (`edge_runtime.names`).
     """
-    names = set(_words(" ".join(_NAME.findall(text) + _NAME.findall(context))))
-    private = set(_words(context)) | set(_NUMBER.findall(context))
-    public = {w.lower() for w in (*_words(query), *_NUMBER.findall(query))}
-    found: dict[str, None] = {}
-    for word in (*_words(text), *_NUMBER.findall(text)):
-        plain = word.lower().replace("’", "'")
-        if word not in private or plain in public or plain in _COMMON:
-            continue
-        if word in names or _NUMBER.fullmatch(word):
-            found.setdefault(word)
-    return tuple(found)
+    return names_of(text, context, query)
 
 
 def _flat(text: str) -> str:
     plain = text.lower().replace("’", "'").replace("-", " ")
-    return f" {' '.join(_WORD.findall(plain))} "
+    return f" {' '.join(WORD.findall(plain))} "
 
 
 def facts_told(answer: str, facts: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ yardstick, any `CloudModel` made to look like them (`ModelBranches`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud_sim.model import CloudModel, ScoreRequest
+from cloud_sim.remembered import RememberedPrompts
 from edge_runtime.device import Branches
 from edge_runtime.errors import UsageError
+from edge_runtime.names import name_ids
 from edge_runtime.policy import Scores
 from edge_runtime.steering import log_softmax
 from edge_runtime.text import Prompts, Text
@@ -76,7 +78,11 @@ class Pair:
     def prompts(self, case: Case) -> Prompts:
         """The small model's two prompts, with the message that the set's authors build."""
         aware = self.text.prompts(case.aware).agnostic
-        return Prompts(aware, self.text.prompts(case.query).agnostic)
+        return Prompts(aware, self.text.prompts(case.query).agnostic, names=self.names(case))
+
+    def names(self, case: Case) -> tuple[int, ...]:
+        """Tokens of names and numbers that only the case's note holds."""
+        return name_ids(self.text.encode, case.context, case.query)
 
 
 def along(model: CloudModel, message: str, answer: Sequence[int]) -> LogTable:
@@ -114,20 +120,45 @@ def _log_softmax(logits: LogTable) -> LogTable:
 
 
 class ModelBranches:
-    """`Branches` over a floating-point model: the yardstick for a quantized bundle."""
+    """`Branches` over a floating-point model: the yardstick for a quantized bundle.
+
+    Tokens are taken in when a prediction is asked for, those of all siblings in one pass.
+    """
 
     def __init__(self, model: CloudModel) -> None:
         self.model = model
         self.vocabulary_size = model.vocabulary_size
+        self._siblings: list[ModelBranches] = [self]
         self._sequences: list[Any] = []
         self._prompt = [0, 0]
-        self._rows: list[Scores] = []
-        """Row p: what predicts the answer's token p, both branches [2, V]."""
+        self._read = 0
+        """Answer tokens that both rows have taken in."""
+        self._waiting: list[int] = []
+        """Those that come after them."""
+        self._rows: dict[int, Scores] = {}
+        """Entry p: what predicts the answer's token p, both branches [2, V]."""
+        self._keep: int | None = None
+
+    def sibling(self) -> ModelBranches:
+        """Other branches over the same model, for another answer at the same time.
+
+        Of its predictions only the last two are kept. Close it when its answer is complete.
+        """
+        other = ModelBranches(self.model)
+        other._keep = 2
+        other._siblings = self._siblings
+        self._siblings.append(other)
+        return other
+
+    def close(self) -> None:
+        """Free both rows."""
+        self._free()
+        self._siblings.remove(self)
 
     @property
     def length(self) -> int:
         """Answer tokens in both rows."""
-        return len(self._rows) - 1
+        return self._read + len(self._waiting)
 
     @property
     def past(self) -> int:
@@ -136,35 +167,65 @@ class ModelBranches:
 
     def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
         """Begin an answer: both prompts, nothing after them (`note`: no snapshot is kept)."""
-        for sequence in self._sequences:
-            self.model.close(sequence)
+        self._free()
         self._sequences = [self.model.open(), self.model.open()]
         self._prompt = [len(aware), len(agnostic)]
-        self._rows = [self._score((0, 0), (tuple(aware), tuple(agnostic)), every=False)[0]]
+        rows = self.model.score(
+            [
+                ScoreRequest(self.model, sequence, 0, tuple(prompt))
+                for sequence, prompt in zip(self._sequences, (aware, agnostic), strict=True)
+            ]
+        )
+        self._rows = {0: _both(row[-1] for row in rows)}
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append answer tokens to both rows."""
-        keep = (self._prompt[0] + self.length, self._prompt[1] + self.length)
-        self._rows += self._score(keep, (tuple(tokens), tuple(tokens)), every=True)
+        self._waiting += tokens
 
     def rollback(self, length: int) -> None:
         """Forget the answer's tokens from `length` on."""
-        del self._rows[length + 1 :]
+        del self._waiting[max(0, length - self._read) :]
+        for position in range(length + 1, self._read + 1):
+            self._rows.pop(position, None)
+        self._read = min(self._read, length)
 
     def logits(self, ids: np.ndarray | None = None, position: int | None = None) -> Scores:
         """Log-probabilities [2, C] (logits up to a constant) for `position` (None: the next)."""
-        row = self._rows[-1 if position is None else position]
+        if self._waiting:
+            self._take_in()
+        row = self._rows[self.length if position is None else position]
         return row if ids is None else row[:, ids]
 
-    def _score(
-        self, keep: tuple[int, int], tokens: tuple[tuple[int, ...], tuple[int, ...]], every: bool
-    ) -> list[Scores]:
-        requests = [
-            ScoreRequest(self.model, self._sequences[row], keep[row], tokens[row], every)
-            for row in (0, 1)
+    def _take_in(self) -> None:
+        """What all siblings wait for, in one pass."""
+        waiting = [one for one in self._siblings if one._waiting]
+        found = iter(self.model.score([request for one in waiting for request in one._requests()]))
+        for one in waiting:
+            one._taken(next(found), next(found))
+
+    def _requests(self) -> list[ScoreRequest]:
+        new = tuple(self._waiting)
+        return [
+            ScoreRequest(self.model, sequence, prompt + self._read, new, every=True)
+            for sequence, prompt in zip(self._sequences, self._prompt, strict=True)
         ]
-        aware, agnostic = self.model.score(requests)
-        return [np.stack(pair).astype(np.float32) for pair in zip(aware, agnostic, strict=True)]
+
+    def _taken(self, aware: LogTable, agnostic: LogTable) -> None:
+        for rows in zip(aware, agnostic, strict=True):
+            self._read += 1
+            self._rows[self._read] = _both(rows)
+        self._waiting = []
+        if self._keep is not None:
+            self._rows = {p: row for p, row in self._rows.items() if p > self._read - self._keep}
+
+    def _free(self) -> None:
+        for sequence in self._sequences:
+            self.model.close(sequence)
+        self._sequences, self._waiting, self._rows, self._read = [], [], {}, 0
+
+
+def _both(rows: Iterable[LogTable]) -> Scores:
+    return np.stack(list(rows)).astype(np.float32, copy=False)
 
 
 def open_pair(
@@ -179,11 +240,12 @@ def open_pair(
     from cloud_sim.live.load import load
     from cloud_sim.live.ragged import ATTENTION
 
-    big = TransformersModel.open_source(cloud, dtype=cloud_dtype)
+    big = RememberedPrompts(TransformersModel.open_source(cloud, dtype=cloud_dtype))
     branches: Branches
     if device.startswith("float:"):
         loaded = load(device.removeprefix("float:"), dtype="float32", attention=ATTENTION)
-        branches, text, name = ModelBranches(TransformersModel(loaded)), loaded.text, device
+        small = RememberedPrompts(TransformersModel(loaded))
+        branches, text, name = ModelBranches(small), loaded.text, device
     else:
         from edge_runtime.branches import open_branches
         from edge_runtime.bundle import open_bundle

@@ -44,6 +44,8 @@ class Predictions:
     """Ascending within a position, then -1 for all other tokens together."""
     logprobs: Table
     """[4, entries]: CLOUD, UPLOAD, AWARE, AGNOSTIC, natural logarithms."""
+    names: tuple[int, ...] = ()
+    """Tokens of the note's names (`edge_runtime.names`); not in the file."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -79,8 +81,7 @@ def gather(
     for at, token in enumerate(tokens):
         best = [_best(tables[row][at], count) for row, count in keep.items()]
         kept = np.unique(np.concatenate([*best, always, [token]]))
-        rows = np.stack([np.asarray(table[at], np.float64) for table in tables])
-        part = rows[:, kept]
+        part = np.stack([table[at][kept] for table in tables]).astype(np.float64)
         rest = np.maximum(1.0 - np.exp(part).sum(axis=1), 1e-12)
         ids.append(np.append(kept, -1))
         columns.append(np.column_stack([part, np.log(rest)]))

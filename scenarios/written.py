@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cloud_sim.model import Logprobs, ScoreRequest
 from cloud_sim.session import session
 from edge_runtime.candidates import codec
-from edge_runtime.connections.direct import run_direct
+from edge_runtime.connections.direct import Exchange
 from edge_runtime.device import CloudOnlyDevice, SteeredDevice
 from edge_runtime.sampling import GREEDY
+from edge_runtime.schedules.alone import alone
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.steering import Method
 from scenarios.datasets import Case
 from scenarios.metrics import distinct, facts_of, facts_told, rouge
-from scenarios.pair import Pair, along
+from scenarios.pair import ModelBranches, Pair, along
+
+AT_ONCE = 64
+"""Answers under way together: rows of a pass, which a processor likes to be many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,33 +53,134 @@ class Answer:
         return dataclasses.asdict(self)
 
 
-def generate(rule: Method, case: Case, pair: Pair, tokens: int, codec_name: str) -> Answer:
-    """The greedy answer of `rule` to `case`, at most `tokens` long, and its measures.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One answer to write."""
 
+    rule: Method
+    case: Case
+
+
+def generate(rule: Method, case: Case, pair: Pair, tokens: int, codec_name: str) -> Answer:
+    """The greedy answer of `rule` to `case`, at most `tokens` long, and its measures."""
+    [(_, answer)] = write([Job(rule, case)], pair, tokens, codec_name)
+    return answer
+
+
+def write(
+    jobs: Iterable[Job], pair: Pair, tokens: int, codec_name: str, at_once: int = AT_ONCE
+) -> Iterator[tuple[Job, Answer]]:
+    """The greedy answers to `jobs`, each at most `tokens` long, as they are complete.
+
+    `at_once` of them are under way together: their cloud sides are asked in one pass, and so is
+    a small model that takes several answers (a bundle takes one, so then there is one at a time).
     `upload` sends the note as part of the query, which breaks privacy: an upper bound.
     """
-    ends = set(pair.cloud.end_ids)
-    informed = rule.base == "informed-cloud"
-    device: CloudOnlyDevice | SteeredDevice
-    if rule.steers:
-        device = SteeredDevice(pair.branches, pair.prompts(case), rule, GREEDY, ends)
-    else:
-        device = CloudOnlyDevice(GREEDY, ends, rule)
-    query = case.aware if informed else case.query
-    request = Request(query, "", codec(codec_name), tokens)
-    transcript = run_direct(lockstep(device, request), session(pair.cloud), method=rule.name)
-    ids = [record.token for record in transcript.records]
-    diverged = sum(bool(one.decision and one.decision.diverged) for one in transcript.records)
-    text = pair.text.decode([token for token in ids if token not in ends])
-    measured = measure(case, pair, ids, text, diverged)
-    return dataclasses.replace(measured, downlink_bytes=transcript.downlink_bytes)
+    left = iter(jobs)
+    under_way: list[_Writing] = []
+    several = at_once if isinstance(pair.branches, ModelBranches) else 1
+    try:
+        while True:
+            for job in itertools.islice(left, several - len(under_way)):
+                under_way.append(_Writing(job, pair, tokens, codec_name))
+            if not under_way:
+                return
+            asked = [writing.advance() for writing in under_way]
+            done = [one for one, work in zip(under_way, asked, strict=True) if work is None]
+            under_way = [one for one, work in zip(under_way, asked, strict=True) if work]
+            requests = [work for work in asked if work is not None]
+            # Complete answers first: what they are given counts even if the next pass fails.
+            for writing in done:
+                yield writing.job, writing.measured()
+            rows = pair.cloud.score(requests) if requests else []
+            for writing, row in zip(under_way, rows, strict=True):
+                writing.give(row)
+    finally:
+        for writing in under_way:
+            writing.close()
 
 
-def measure(case: Case, pair: Pair, ids: Sequence[int], text: str, diverged: int) -> Answer:
-    """What is measured of the answer `ids`, whoever made it."""
+class _Writing:
+    """One answer under way."""
+
+    def __init__(self, job: Job, pair: Pair, tokens: int, codec_name: str) -> None:
+        self.job, self._pair = job, pair
+        self._ends = set(pair.cloud.end_ids)
+        self._own: ModelBranches | None = None
+        self._row: Logprobs | None = None
+        self._base_logp = 0.0
+        rule, case = job.rule, job.case
+        self._informed = rule.base == "informed-cloud"
+        if not rule.steers:
+            device: CloudOnlyDevice | SteeredDevice = CloudOnlyDevice(GREEDY, self._ends, rule)
+        else:
+            branches = pair.branches
+            if isinstance(branches, ModelBranches):
+                branches = self._own = branches.sibling()
+            device = SteeredDevice(branches, pair.prompts(case), rule, GREEDY, self._ends)
+        if rule.asks_cloud:
+            query = case.aware if self._informed else case.query
+            schedule = lockstep(device, Request(query, "", codec(codec_name), tokens))
+        else:
+            schedule = alone(device, pair.branches.vocabulary_size, tokens)
+        self._exchange = Exchange(schedule, session(pair.cloud), method=rule.name)
+
+    @property
+    def _ids(self) -> list[int]:
+        return [record.token for record in self._exchange.transcript.records]
+
+    def advance(self) -> ScoreRequest | None:
+        """What the cloud is asked next; None: the answer is complete."""
+        before = len(self._ids)
+        work = self._exchange.advance()
+        if self._row is not None and len(ids := self._ids) > before:
+            self._base_logp += float(self._row[ids[before]])
+        if work is None:
+            self.close()
+            return None
+        assert isinstance(work.work, ScoreRequest)
+        return work.work
+
+    def give(self, rows: Logprobs) -> None:
+        """What the cloud predicts."""
+        self._row = rows[-1]
+        self._exchange.give(rows)
+
+    def close(self) -> None:
+        """Free what the answer holds."""
+        self._exchange.close()
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+
+    def measured(self) -> Answer:
+        """The complete answer."""
+        transcript, pair = self._exchange.transcript, self._pair
+        ids = self._ids
+        diverged = sum(bool(one.decision and one.decision.diverged) for one in transcript.records)
+        text = pair.text.decode([token for token in ids if token not in self._ends])
+        known = None if self._row is None else self._base_logp
+        upload, cloud = (known, None) if self._informed else (None, known)
+        measured = measure(self.job.case, pair, ids, text, diverged, upload, cloud)
+        return dataclasses.replace(measured, downlink_bytes=transcript.downlink_bytes)
+
+
+def measure(
+    case: Case,
+    pair: Pair,
+    ids: Sequence[int],
+    text: str,
+    diverged: int,
+    upload: float | None = None,
+    cloud: float | None = None,
+) -> Answer:
+    """What is measured of the answer `ids`, whoever made it.
+
+    `upload`, `cloud`: its log-likelihood with and without the note, where it is known.
+    """
     upload, cloud = (
-        float(sum(row[token] for row, token in zip(along(pair.cloud, m, ids), ids, strict=True)))
-        for m in (case.aware, case.query)
+        _logp(pair, message, ids) if known is None else known
+        for message, known in ((case.aware, upload), (case.query, cloud))
     )
     facts = case.facts or facts_of(case.reference, case.context, case.query)
     note = facts_of(case.context, case.context, case.query)
@@ -91,3 +198,8 @@ def measure(case: Case, pair: Pair, ids: Sequence[int], text: str, diverged: int
         rouge_l,
         distinct(text.lower().split(), 2),
     )
+
+
+def _logp(pair: Pair, message: str, ids: Sequence[int]) -> float:
+    rows = along(pair.cloud, message, ids)
+    return float(sum(row[token] for row, token in zip(rows, ids, strict=True)))

@@ -285,3 +285,39 @@ def test_a_draw_does_not_depend_on_candidates_without_mass(seed: int, position: 
     with_them = draw(Sampler(temperature=1.0, seed=seed), logprobs, position)
     without = draw(Sampler(temperature=1.0, seed=seed), logprobs[[1, 3]], position)
     assert with_them == [1, 3][without]
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.15])
+def test_names_of_the_note_get_what_the_aware_row_gives_them(mix: float) -> None:
+    _, aware, agnostic, base = candidate_set()
+    names = (3, 57, 120)
+    rule = Method("m", 0.5, temper=1.3, copy=0.8, mix=mix).about(names)
+    everything = CandidateSet(np.arange(200), base, full=True)
+    steered = policy(rule, everything, np.stack([aware + 7, agnostic - 2]))
+    share = np.full(200, mix)
+    share[list(names)] = 0.8
+    mixed_in = share * np.exp(aware)
+    rest = np.exp(steer(base, aware - agnostic, 0.5, 1.3))
+    expected = (1 - mixed_in.sum()) * rest + mixed_in
+    np.testing.assert_allclose(np.exp(steered.policy), expected, rtol=1e-9)
+
+
+def test_without_names_nothing_is_copied() -> None:
+    _, aware, agnostic, base = candidate_set()
+    everything = CandidateSet(np.arange(200), base, full=True)
+    logits = np.stack([aware, agnostic])
+    with_none = policy(PRESETS["names"].about(()), everything, logits)
+    plain = policy(Method("plain", gain(1), temper=1.2), everything, logits)
+    np.testing.assert_allclose(with_none.policy, plain.policy, atol=1e-12)
+
+
+def test_a_name_that_the_cloud_did_not_send_can_be_chosen() -> None:
+    candidates, aware, agnostic, _ = candidate_set()
+    missing = next(v for v in range(200) if v not in candidates.ids)
+    aware = aware.copy()
+    aware[missing] = aware.max() + 4
+    aware = log_softmax(aware)
+    logits = np.stack([aware, agnostic])
+    chosen = policy(PRESETS["names"].about((missing,)), candidates, logits)
+    assert chosen.ids[int(np.argmax(chosen.policy))] == missing
+    np.testing.assert_allclose(np.exp(chosen.policy).sum(), 1)

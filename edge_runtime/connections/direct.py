@@ -1,5 +1,8 @@
 """Drive a schedule and a cloud session against each other in memory: no socket, no waiting.
 
+`run_direct` makes one answer. An `Exchange` stops whenever the cloud's model is asked, so that who
+makes many answers at once can ask the model for all of them in one pass.
+
 What it knows: the order in which things may happen. Each action takes one tick; a frame takes
 `Faults.delay_ticks` ticks; when both sides wait, the clock jumps to the next event. Its times
 mean nothing. With `Faults`, a seeded stream shuffles who moves next, delays, duplicates and
@@ -23,7 +26,6 @@ from edge_runtime.schedules.actions import (
     Arrival,
     Compute,
     Emit,
-    Finish,
     Receive,
     Reconnected,
     Schedule,
@@ -74,6 +76,8 @@ class _Side:
         self.waiting: Receive | None = None
         self.deadline: float | None = None
         self.result: Any = None
+        self.busy = False
+        """At work for someone outside: see `Exchange.advance`."""
         self.done = False
 
     def deliver(self, now: int) -> None:
@@ -81,7 +85,7 @@ class _Side:
             self.inbox.append(heapq.heappop(self.in_flight)[2])
 
     def can_move(self, now: int) -> bool:
-        if self.done:
+        if self.done or self.busy:
             return False
         if self.waiting is None or self.inbox:
             return True
@@ -112,49 +116,76 @@ def run_direct(
     one. `tap` collects the bytes of both directions. Raises what the schedule raises, and
     `ConnectionFailed` when both sides wait for each other for ever.
     """
-    return _Run(schedule, session, faults, tap or Wiretap(), max_actions).answer(method, gain)
+    exchange = Exchange(
+        schedule, session, faults=faults, tap=tap, method=method, gain=gain, max_actions=max_actions
+    )
+    exchange.advance(stop=False)
+    return exchange.transcript
 
 
-class _Run:
+class Exchange:
+    """One answer under way in memory (arguments: see `run_direct`)."""
+
     def __init__(
         self,
         schedule: Schedule,
         session: Session | Callable[[], Session],
-        faults: Faults,
-        tap: Wiretap,
-        max_actions: int,
+        *,
+        faults: Faults = Faults(),
+        tap: Wiretap | None = None,
+        method: str = "",
+        gain: float = 0.0,
+        max_actions: int = 10_000_000,
     ) -> None:
         self.make = session if callable(session) else None
         self.device = _Side(schedule)
         self.cloud = _Side(session() if callable(session) else session)
         self.faults = faults
-        self.tap = tap
+        self.tap = tap or Wiretap()
         self.rng = np.random.default_rng(faults.seed)
         self.left = max_actions
         self.now = 0
+        self.turn = 0
         self.frames = 0
         self.order = 0
-        self.name = getattr(schedule, "__name__", "")
+        self.stop = False
+        self.asked: Compute | None = None
+        name = getattr(schedule, "__name__", "")
         self.clock = TokenClock(0.0, ClockOffset(0.0))
-        self.transcript = Transcript("", 0.0, self.name, "", virtual=True)
+        self.transcript = Transcript(method, gain, name, "", virtual=True)
 
-    def answer(self, method: str, gain: float) -> Transcript:
-        transcript = self.transcript
-        transcript.method, transcript.gain = method, gain
+    def advance(self, stop: bool = True) -> Compute | None:
+        """Move on until the cloud's model is asked and the device has nothing else to do.
+
+        Returns what the model is asked: do it, `give` the result, and advance again. None: the
+        answer is complete. Without `stop` the exchange does the cloud's work too.
+        """
+        self.stop = stop
         try:
             self._run()
-        finally:
-            self.cloud.generator.close()
-            self.device.generator.close()
-        finish: Finish = self.device.result
+        except BaseException:
+            self.close()
+            raise
+        if self.asked is not None:
+            return self.asked
+        self.close()
+        transcript, finish = self.transcript, self.device.result
         transcript.finish = finish.reason
         transcript.counters.update(finish.counters)
         transcript.round_trips = int(transcript.counters.pop("round_trips", 0))
         transcript.notes.extend(finish.notes)
-        return transcript
+        return None
+
+    def give(self, result: Any) -> None:
+        """The result of the work that `advance` returned."""
+        self.asked, self.cloud.busy, self.cloud.result = None, False, result
+
+    def close(self) -> None:
+        """End both sides, wherever they are."""
+        self.cloud.generator.close()
+        self.device.generator.close()
 
     def _run(self) -> None:
-        turn = 0
         while not self.device.done:
             sides = (self.device, self.cloud)
             self.now += 1
@@ -162,6 +193,8 @@ class _Run:
                 side.deliver(self.now)
             able = [side for side in sides if side.can_move(self.now)]
             if not able:
+                if self.asked is not None:
+                    return
                 event = min(side.next_event() for side in sides if not side.done)
                 if event == float("inf"):
                     raise ConnectionFailed("direct", "both sides wait for each other")
@@ -170,8 +203,8 @@ class _Run:
             if self.faults.shuffle:
                 side = able[int(self.rng.integers(len(able)))]
             else:
-                side = able[turn % len(able)]
-                turn += 1
+                side = able[self.turn % len(able)]
+                self.turn += 1
             self.left -= 1
             if self.left < 0:
                 raise ConnectionFailed("direct", "the answer does not come to an end")
@@ -200,7 +233,10 @@ class _Run:
 
     def _act(self, side: _Side, action: Any) -> None:
         if isinstance(action, Compute):
-            side.result = action.work()
+            if self.stop and side is self.cloud:
+                self.asked, side.busy = action, True
+            else:
+                side.result = action.work()
         elif isinstance(action, Receive):
             side.waiting = action
             if action.deadline_ms is not None:
