@@ -135,6 +135,7 @@ def kl(p: npt.NDArray[np.floating], q: npt.NDArray[np.floating]) -> npt.NDArray[
 
 # --- one answer ---
 
+
 def facts_of(text: str, context: str, query: str) -> tuple[str, ...]:
     """Names and numbers of `text` that the `context` holds and the `query` does not.
 

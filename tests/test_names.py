@@ -13,7 +13,12 @@ NOTE = "Profile. I am 47, my sister Marisol lives in Porto; she never eats peanu
 
 
 def test_names_and_numbers_that_only_the_note_holds() -> None:
-    assert set(names_of(NOTE, NOTE, "What should we do in Porto?")) == {"Marisol", "47", "555", "123"}
+    assert set(names_of(NOTE, NOTE, "What should we do in Porto?")) == {
+        "Marisol",
+        "47",
+        "555",
+        "123",
+    }
     assert names_of("In Porto I met Marisol.", NOTE, "") == ("Porto", "Marisol")
     assert names_of("Nothing of it.", NOTE, "") == ()
 

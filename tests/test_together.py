@@ -62,7 +62,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Counting:
 
 @pytest.fixture(scope="module")
 def cases() -> list[Case]:
-    short = [replace(c, query=c.query[:50], context=c.context[:120]) for c in read("notes", limit=4)]
+    short = [
+        replace(c, query=c.query[:50], context=c.context[:120]) for c in read("notes", limit=4)
+    ]
     return [replace(c, aware=f"{c.context}\n\n{c.query}") for c in short]
 
 
