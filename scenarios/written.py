@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,7 @@ def generate(rule: Method, case: Case, pair: Pair, tokens: int, codec_name: str)
 
 def write(
     jobs: Iterable[Job], pair: Pair, tokens: int, codec_name: str, at_once: int = AT_ONCE
-) -> Iterator[tuple[Job, Answer]]:
+) -> Generator[tuple[Job, Answer], None, None]:
     """The greedy answers to `jobs`, each at most `tokens` long, as they are complete.
 
     `at_once` of them are under way together: their cloud sides are asked in one pass, and so is
@@ -81,8 +81,10 @@ def write(
     several = at_once if isinstance(pair.branches, ModelBranches) else 1
     try:
         while True:
-            for job in itertools.islice(left, several - len(under_way)):
-                under_way.append(_Writing(job, pair, tokens, codec_name))
+            under_way.extend(
+                _Writing(job, pair, tokens, codec_name)
+                for job in itertools.islice(left, several - len(under_way))
+            )
             if not under_way:
                 return
             asked = [writing.advance() for writing in under_way]

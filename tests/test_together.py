@@ -37,9 +37,11 @@ TOKENS = 12
 class Counting(TransformersModel):
     """Counts the passes it was asked for and how often each prompt was read."""
 
+    passes = 0
+    prompts: Counter[tuple[int, ...]]
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[Logprobs]:
-        self.passes = getattr(self, "passes", 0) + 1
-        self.prompts = getattr(self, "prompts", Counter())
+        self.passes += 1
         self.prompts.update(one.tokens for one in requests if one.keep == 0)
         return super().score(requests)
 
@@ -47,6 +49,7 @@ class Counting(TransformersModel):
 def open_tiny(folder: Path, seed: int) -> Counting:
     model = Counting.open_source(str(write_model(folder, seed=seed)), dtype="float64")
     assert isinstance(model, Counting)
+    model.prompts = Counter()
     return model
 
 
@@ -125,7 +128,9 @@ def test_nothing_is_held_once_answers_are_complete_or_given_up(
     begun = write(jobs, pair, 9, "full", at_once=2)
     next(begun)
     begun.close()
-    for model in (pair.cloud, pair.branches.model):  # type: ignore[attr-defined]
+    assert isinstance(pair.branches, ModelBranches)
+    for model in (pair.cloud, pair.branches.model):
+        assert isinstance(model, RememberedPrompts)
         model.forget()
     assert not cloud.held
     assert not small.held
