@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -47,8 +48,7 @@ class CloudModel(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
+class ScoreRequest(msgspec.Struct, frozen=True):
     """Keep the first `keep` tokens of `sequence`, append `tokens`, predict.
 
     `every`: False: the prediction after the last token only, [1, V]; True: after each, [n, V].

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
 import pytest
-import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from cloud_sim.sim.costs import DeviceCosts
 from cloud_sim.sim.fleet import FleetResult, capacity, fleet, made_up_replays, poisson
 from cloud_sim.sim.roofline import Roofline
 from cloud_sim.sim.serving import Batching, Serving
+from cloud_sim.sim.waiting import Clock
 from edge_runtime.schedules.actions import Load
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
@@ -40,6 +40,13 @@ def waits(service: Callable[[int], float], load: float, jobs: int, seed: int) ->
     return np.array(times)
 
 
+def asked(clock: Clock, engine: Serving, session: object, load: Load) -> Generator[Any, Any, Any]:
+    """One pass, for an ordinary SimPy process: queueing and computing time, ms."""
+    done = clock.event()
+    engine.score(session, load, done.succeed)
+    return (yield done)
+
+
 def interval(batches: np.ndarray) -> tuple[float, float]:
     """Mean and 99.9 % half width from 50 batch means (Student's t with 49 degrees: 3.5)."""
     means = batches[: len(batches) // 50 * 50].reshape(50, -1).mean(axis=1)
@@ -57,13 +64,13 @@ def test_a_link_waits_as_m_d_1_and_m_m_1_say(load: float) -> None:
 
 
 def test_a_gpu_of_one_row_waits_as_m_d_1_says() -> None:
-    env, load, jobs = simpy.Environment(), 0.6, 30_000
+    env, load, jobs = Clock(), 0.6, 30_000
     engine = Serving(env, LINE, Batching(rows=1))
     queued: list[float] = []
 
-    def session(at_ms: float) -> Iterator[Any]:
+    def session(at_ms: float) -> Generator[Any, Any, None]:
         yield env.timeout(at_ms)
-        queue, computed = yield from engine.score(object(), Load(tokens=1))
+        queue, computed = yield from asked(env, engine, object(), Load(tokens=1))
         assert computed == pytest.approx(10.0)
         queued.append(queue)
 
@@ -93,12 +100,14 @@ def test_every_request_is_served_once_whatever_the_limits(
     chunk: int | None,
     kv: int | None,
 ) -> None:
-    env = simpy.Environment()
+    env = Clock()
     line = Roofline(5.0, 0.5, 0.0, 0.1)
     engine = Serving(env, line, Batching(rows=rows, chunk_tokens=chunk, kv_tokens=kv))
     served: list[int] = []
 
-    def session(number: int, at_ms: float, prompt: int, steps: int, guess: bool) -> Iterator[Any]:
+    def session(
+        number: int, at_ms: float, prompt: int, steps: int, guess: bool
+    ) -> Generator[Any, Any, None]:
         key = object()
         yield env.timeout(at_ms)
         past = 0
@@ -106,7 +115,7 @@ def test_every_request_is_served_once_whatever_the_limits(
             new = prompt if step == 0 else 1
             began = env.now
             load = Load(tokens=new, past=past, speculative=guess)
-            queue, computed = yield from engine.score(key, load)
+            queue, computed = yield from asked(env, engine, key, load)
             assert queue >= -1e-9
             assert queue + computed == pytest.approx(env.now - began)
             past += new
@@ -124,16 +133,16 @@ def test_every_request_is_served_once_whatever_the_limits(
 
 def test_an_evicted_session_pays_for_its_cache_again() -> None:
     def busy_ms(kv: int | None) -> tuple[float, int]:
-        env = simpy.Environment()
+        env = Clock()
         line = Roofline(1.0, 0.0, 0.0, 1.0)
         engine = Serving(env, line, Batching(kv_tokens=kv))
 
-        def session(at_ms: float) -> Iterator[Any]:
+        def session(at_ms: float) -> Generator[Any, Any, None]:
             key = object()
             yield env.timeout(at_ms)
-            yield from engine.score(key, Load(tokens=100))
+            yield from asked(env, engine, key, Load(tokens=100))
             yield env.timeout(1000)
-            yield from engine.score(key, Load(tokens=1, past=100))
+            yield from asked(env, engine, key, Load(tokens=1, past=100))
             engine.leave(key)
 
         for at in (0.0, 300.0):

@@ -15,8 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from cloud_sim.model import CloudModel, Logprobs, ScoreBatch, ScoreRequest
 

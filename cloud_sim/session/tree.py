@@ -67,7 +67,8 @@ class Tree:
         self._anchor = start
         """The deepest scored node of the confirmed answer: its row is kept for the root."""
         self.root = Node(start, -1, len(answer), 0.0)
-        self._frontier: set[Node] = {self.root}
+        self._frontier: dict[Node, None] = {self.root: None}
+        """In the order of coming, which decides between equals: a set would go by their addresses."""
 
     # --- growing ---
 
@@ -105,7 +106,7 @@ class Tree:
     def grow(self, node: Node, payload: bytes, base: CandidateSet, most: int) -> None:
         """`node` was predicted: its `most` likeliest children may be next."""
         node.payload, node.base = payload, base
-        self._frontier.discard(node)
+        self._frontier.pop(node, None)
         best = base.best
         for choice in node.belief.choices(base, most):
             token = choice.token
@@ -114,7 +115,7 @@ class Tree:
             child.belief = choice.belief
             node.children[token] = child
             if token not in self._end_ids:
-                self._frontier.add(child)
+                self._frontier[child] = None
         if node is self.root:
             self._settle()
 
@@ -137,7 +138,7 @@ class Tree:
         if root.base is not None:
             token = root.base.best if token is None else token
         assert token is not None
-        self._frontier.discard(root)
+        self._frontier.pop(root, None)
         new = root.children.pop(token, None)
         for child in root.children.values():
             self._prune(child)
@@ -146,7 +147,7 @@ class Tree:
             new = Node(root, token, root.position + 1, root.chance)
             new.belief = root.belief.after(root.base, token) if root.base else root.belief
         if new.row is None:
-            self._frontier.add(new)
+            self._frontier[new] = None
         self._lift(new)
         self.answer.append(token)
         self.root = new
@@ -191,7 +192,7 @@ class Tree:
             if node is keep:
                 continue
             node.alive = False
-            self._frontier.discard(node)
+            self._frontier.pop(node, None)
             if node.row is not None:
                 # A row is a chain of nodes; what is left of it, if anything, ends above `top`.
                 if node.row.tip is node and top.parent is not None:

@@ -7,12 +7,11 @@ queue. `cloud_sim.sim.serving` batches sessions on one.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, Protocol
-
-import simpy
+from collections.abc import Callable
+from typing import Protocol
 
 from cloud_sim.sim.costs import CloudCosts
+from cloud_sim.sim.waiting import Clock
 from edge_runtime.schedules.actions import Load
 
 Served = tuple[float, float]
@@ -22,8 +21,8 @@ Served = tuple[float, float]
 class Engine(Protocol):
     """Computes for sessions; `session` is an opaque key that stays the same for one session."""
 
-    def score(self, session: object, load: Load) -> Generator[simpy.Event, Any, Served]:
-        """A SimPy process fragment that ends when the pass is done."""
+    def score(self, session: object, load: Load, done: Callable[[Served], None]) -> Served | None:
+        """One pass. Returns how it went if its time has gone by already, or calls `done` then."""
         ...
 
     def leave(self, session: object) -> None:
@@ -34,14 +33,17 @@ class Engine(Protocol):
 class OwnGpu:
     """Every session computes alone, at once."""
 
-    def __init__(self, env: simpy.Environment, costs: CloudCosts) -> None:
-        self._env, self._costs = env, costs
+    def __init__(self, clock: Clock, costs: CloudCosts) -> None:
+        self._clock, self._costs = clock, costs
 
-    def score(self, session: object, load: Load) -> Generator[simpy.Event, Any, Served]:
+    def score(self, session: object, load: Load, done: Callable[[Served], None]) -> Served | None:
         """See `Engine`."""
         spent = self._costs.ms(load)
-        yield self._env.timeout(spent)
-        return 0.0, spent
+        served = 0.0, spent
+        if self._clock.skip(spent):
+            return served
+        self._clock.after(spent, lambda: done(served))
+        return None
 
     def leave(self, session: object) -> None:
         """Nothing is held."""

@@ -15,10 +15,10 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-import simpy
 
 from cloud_sim.net.catalogue import Network
 from cloud_sim.net.streams import stream
@@ -28,6 +28,7 @@ from cloud_sim.sim.roofline import Roofline
 from cloud_sim.sim.serving import STANDARD, Batching, Serving, Totals
 from cloud_sim.sim.simulate import Exchange
 from cloud_sim.sim.tape import Tape, child
+from cloud_sim.sim.waiting import Clock
 from edge_runtime.policy import Device
 from edge_runtime.sampling import GREEDY
 from edge_runtime.schedules.actions import Schedule
@@ -126,17 +127,16 @@ def fleet(
     connect: bool = False,
 ) -> FleetResult:
     """One answer for each arrival, all on one cloud. Raises what any schedule raises."""
-    env = simpy.Environment()
-    engine = Serving(env, roofline, batching)
+    clock = Clock()
+    engine = Serving(clock, roofline, batching)
     fold = _Fold()
     failed: list[Exception] = []
 
-    def device(number: int, at_ms: float) -> Any:
-        yield env.timeout(at_ms)
+    def begin(number: int) -> None:
         replay = replays[int(stream(seed, "tape", number).integers(len(replays)))]
         up, down = network.links(seed, "device", number)
         exchange = Exchange(
-            env,
+            clock,
             schedule(replay.device(), replay.request(max_tokens)),
             replay.session(),
             uplink=up,
@@ -146,16 +146,25 @@ def fleet(
             transport=network.transport,
             connect=connect,
         )
-        yield from exchange.device()
+        exchange.start(lambda: ended(exchange))
+        arrive()
+
+    def ended(exchange: Exchange) -> None:
         try:
             fold.add(exchange)
         except Exception as error:
             failed.append(error)
 
-    for number, at_ms in enumerate(arrivals_ms):
-        env.process(device(number, at_ms))
+    def arrive() -> None:
+        """Wait for the next device: only those that are answering are in memory."""
+        number, at_ms = next(to_come, (-1, 0.0))
+        if number >= 0:
+            clock.at(at_ms, partial(begin, number))
+
+    to_come = iter(sorted(enumerate(arrivals_ms), key=lambda arrival: arrival[1]))
+    arrive()
     with _uncollected():
-        env.run()
+        clock.run()
     if failed:
         raise failed[0]
     count = len(fold.token)
@@ -163,7 +172,7 @@ def fleet(
         np.array(fold.ttft),
         np.array(fold.token),
         fold.parts.scaled(1 / count) if count else Parts(),
-        float(env.now),
+        float(clock.now),
         fold.uplink,
         fold.downlink,
         fold.resent,

@@ -15,14 +15,12 @@ memory, priorities between users.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Generator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import simpy
 
 from cloud_sim.sim.engine import Served
 from cloud_sim.sim.roofline import Roofline
+from cloud_sim.sim.waiting import Clock
 from edge_runtime.schedules.actions import Load
 
 
@@ -58,7 +56,12 @@ class _Job:
     __slots__ = ("computed_ms", "done", "left", "load", "session", "submitted_ms")
 
     def __init__(
-        self, session: object, load: Load, left: int, now_ms: float, done: simpy.Event
+        self,
+        session: object,
+        load: Load,
+        left: int,
+        now_ms: float,
+        done: Callable[[Served], None],
     ) -> None:
         self.session, self.load, self.left = session, load, left
         self.submitted_ms, self.computed_ms = now_ms, 0.0
@@ -68,10 +71,8 @@ class _Job:
 class Serving:
     """An `Engine` that batches."""
 
-    def __init__(
-        self, env: simpy.Environment, roofline: Roofline, batching: Batching = STANDARD
-    ) -> None:
-        self._env, self._roofline, self._batching = env, roofline, batching
+    def __init__(self, clock: Clock, roofline: Roofline, batching: Batching = STANDARD) -> None:
+        self._clock, self._roofline, self._batching = clock, roofline, batching
         self._waiting: deque[_Job] = deque()
         self._guesses: deque[_Job] = deque()
         self._pending: dict[object, _Job] = {}
@@ -83,11 +84,11 @@ class Serving:
         self._kv = 0
         self.totals = Totals()
 
-    def score(self, session: object, load: Load) -> Generator[simpy.Event, Any, Served]:
+    def score(self, session: object, load: Load, done: Callable[[Served], None]) -> None:
         """See `Engine`."""
         again = self._lost.pop(session, 0)
         tokens = load.rows * load.tokens + again
-        job = _Job(session, load, tokens, self._env.now, simpy.Event(self._env))
+        job = _Job(session, load, tokens, self._clock.now, done)
         self._pending[session] = job
         queue = self._guesses if load.speculative else self._waiting
         queue.append(job)
@@ -96,9 +97,6 @@ class Serving:
         if not self._running:
             self._running = True
             self._soon()
-        yield job.done
-        spent = self._env.now - job.submitted_ms
-        return spent - job.computed_ms, job.computed_ms
 
     def leave(self, session: object) -> None:
         """See `Engine`."""
@@ -107,10 +105,7 @@ class Serving:
 
     def _soon(self) -> None:
         """Begin a pass when all that happens at this instant has happened."""
-        start = simpy.Event(self._env)
-        assert start.callbacks is not None
-        start.callbacks.append(lambda _: self._pass())
-        start.succeed()
+        self._clock.after(0.0, self._pass)
 
     def _pass(self) -> None:
         """Choose a batch, let its time go by, answer, and go on."""
@@ -126,8 +121,7 @@ class Serving:
         totals.passes += 1
         totals.rows += rows
         totals.busy_ms += spent
-        end = simpy.Timeout(self._env, spent)
-        end.callbacks.append(lambda _: self._finish(chosen, spent))
+        self._clock.after(spent, lambda: self._finish(chosen, spent))
 
     def _finish(self, chosen: list[tuple[_Job, int]], spent: float) -> None:
         for job, new in reversed(chosen):
@@ -135,10 +129,11 @@ class Serving:
             job.left -= new
             if job.left > 0:
                 (self._guesses if job.load.speculative else self._waiting).appendleft(job)
+        now = self._clock.now
         for job, _ in chosen:
             if job.left <= 0:
                 del self._pending[job.session]
-                job.done.succeed()
+                job.done((now - job.submitted_ms - job.computed_ms, job.computed_ms))
         # Those just answered may ask again at this instant: they come before the next pass.
         self._soon()
 

@@ -13,16 +13,16 @@ runs one alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
-
-import simpy
 
 from cloud_sim.net.links import Link
 from cloud_sim.net.transport import TCP, Stream, Transport
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.engine import Engine, OwnGpu
-from cloud_sim.sim.waiting import Inbox, Process, SimTimers
+from cloud_sim.sim.waiting import Clock, Inbox, Moves, Process
 from edge_runtime import wire
 from edge_runtime.errors import ConnectionFailed
 from edge_runtime.schedules.actions import (
@@ -39,9 +39,6 @@ from edge_runtime.schedules.actions import (
 from edge_runtime.timing import ClockOffset, TokenClock
 from edge_runtime.transcript import TokenRecord, Transcript
 from edge_runtime.wire import Stamp
-
-STAMP_BYTES = len(Stamp().pack())
-"""What a stamp adds to a frame: both have the same two bytes of MessagePack before them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +89,22 @@ def simulate(
     Raises what the schedule or the session raises, and `ConnectionFailed` if both wait for ever.
 
     """
-    env = simpy.Environment()
+    clock = Clock()
     exchange = Exchange(
-        env,
+        clock,
         schedule,
         session,
         uplink=uplink,
         downlink=downlink,
         device_costs=device_costs,
-        engine=OwnGpu(env, cloud_costs),
+        engine=OwnGpu(clock, cloud_costs),
         transport=transport,
         labels=labels,
         pad_to=pad_to,
         connect=connect,
     )
-    env.process(exchange.device())
-    env.run()
+    exchange.start()
+    clock.run()
     return exchange.result()
 
 
@@ -116,7 +113,7 @@ class Exchange:
 
     def __init__(
         self,
-        env: simpy.Environment,
+        clock: Clock,
         schedule: Schedule,
         session: Session,
         *,
@@ -130,20 +127,27 @@ class Exchange:
         connect: bool = False,
         host: Host = NO_HOST,
     ) -> None:
-        timers = SimTimers(env)
-        self._env = env
+        self._clock = clock
         self._schedule, self._session = schedule, session
-        self._up = Stream(uplink, downlink, transport, timers, masked=True)
-        self._down = Stream(downlink, uplink, transport, timers)
+        self._up = Stream(uplink, downlink, transport, clock, masked=True)
+        self._down = Stream(downlink, uplink, transport, clock)
         self._transport = transport
         self._costs, self._engine = device_costs, engine
         self._pad_to, self._connect = pad_to, connect
         self._host = host
-        self._device_inbox, self._cloud_inbox = Inbox(env), Inbox(env)
+        self._device_inbox, self._cloud_inbox = Inbox(clock), Inbox(clock)
+        self._device = Process(self._device_moves(), self._device_ended)
+        self._cloud = Process(self._cloud_moves(), self._cloud_ended)
+        self._done: Callable[[], Any] | None = None
         self._error: Exception | None = None
         self.transcript = Transcript(
             labels.method, labels.gain, labels.schedule, labels.codec, virtual=True
         )
+
+    def start(self, done: Callable[[], Any] | None = None) -> None:
+        """Begin now; `done` is called when the device's half has ended, one way or the other."""
+        self._done = done
+        self._device.go_on()
 
     def result(self) -> Transcript:
         """The transcript, when the clock has run out.
@@ -160,149 +164,102 @@ class Exchange:
             )
         return self.transcript
 
-    def device(self) -> Process:
-        """The device's half, as a SimPy process; it starts the cloud's."""
-        # SimPy builds a failed process's exception anew from its arguments, which ours do not
-        # survive: errors are kept here and raised by `result`.
-        try:
-            yield from self._device()
-        except Exception as error:
-            self._error = self._error or error
-            self._session.close()
+    # --- the device's half ---
 
-    def _device(self) -> Process:
-        env, transcript, inbox = self._env, self.transcript, self._device_inbox
-        schedule, costs = self._schedule, self._costs
-        start_ms = env.now
-        clock = TokenClock(start_ms, ClockOffset(0.0))
+    def _device_moves(self) -> Moves:
+        clock, transcript, inbox = self._clock, self.transcript, self._device_inbox
+        frames, records, go_on = inbox.frames, transcript.records, self._device.go_on
+        move, cost_ms = self._schedule.send, self._costs.ms
+        start_ms = clock.now
+        parts = TokenClock(start_ms, ClockOffset(0.0))
         if self._connect:
-            yield from self._set_up()
-            yield env.timeout(self._host.connect_ms)
-            transcript.counters["connect_ms"] = env.now - start_ms
-            clock.waited(env.now - start_ms)
-        env.process(self._cloud())
+            yield from self._set_up(go_on)
+            connected_ms = clock.now - start_ms
+            transcript.counters["connect_ms"] = connected_ms
+            parts.waited(connected_ms)
+        self._cloud.go_on()
         asked = False
         reply: Any = None
-        # Work is charged when the clock next matters: one event for a head, a step and a steer.
+        # Work is charged when the clock next matters: one wait for a head, a step and a steer.
         ahead = 0.0
         while True:
             try:
-                action = schedule.send(reply)
+                action = move(reply)
             except StopIteration as stop:
                 self._finish(stop.value)
-                break
-            if isinstance(action, Compute):
+                return
+            kind = type(action)
+            if kind is Compute:
                 reply = action.work()
-                spent = costs.ms(action.kind, action.load)
+                spent = cost_ms(action.kind, action.load)
                 ahead += spent
-                clock.computed(action.kind, spent)
+                parts.computed(action.kind, spent)
                 continue
-            if isinstance(action, Emit):
-                now_ms = env.now + ahead
-                record = TokenRecord(
-                    action.token, now_ms - start_ms, clock.emit(now_ms), action.decision
+            if kind is Emit:
+                now_ms = clock.now + ahead
+                records.append(
+                    TokenRecord(
+                        action.token, now_ms - start_ms, parts.emit(now_ms), action.decision
+                    )
                 )
-                transcript.records.append(record)
                 reply = None
                 continue
             if ahead > 0:
-                yield env.timeout(ahead)
+                if not clock.skip(ahead):
+                    clock.after(ahead, go_on)
+                    yield
                 ahead = 0.0
-            if isinstance(action, Receive):
-                began = env.now
-                if not inbox.frames and action.deadline_ms != 0:
-                    yield from inbox.wait(action.deadline_ms)
-                if not inbox.frames:
-                    clock.waited(env.now - began)
-                    reply = Timeout(env.now)
-                    continue
-                (frame, stamp), arrived = inbox.frames.popleft()
-                clock.received(began, env.now, arrived, stamp)
-                if env.now > began:
-                    ahead = (
-                        self._host.token_ms
-                    )  # nothing claims it, so the clock calls it the host's
-                if asked and env.now > began:
-                    transcript.round_trips += 1
-                asked = False
-                reply = Arrival(frame, arrived)
-            else:
-                reply = env.now
-                asked = self._send_up(action.frame, clock) or asked
+            now_ms = clock.now
+            if kind is Send:
+                reply = now_ms
+                asked = self._send_up(action.frame, parts) or asked
+                continue
+            began = now_ms
+            if not frames and action.deadline_ms != 0:
+                inbox.wait(go_on, action.deadline_ms)
+                yield
+                now_ms = clock.now
+            if not frames:
+                if now_ms > began:
+                    parts.waited(now_ms - began)
+                reply = Timeout(now_ms)
+                continue
+            (frame, stamp), arrived = frames.popleft()
+            parts.received(began, now_ms, arrived, stamp)
+            if now_ms > began:
+                # Nothing claims this, so the token's clock calls it the host's.
+                ahead = self._host.token_ms
+                transcript.round_trips += asked
+            asked = False
+            reply = Arrival(frame, arrived)
 
-    def _send_up(self, frame: wire.Frame, clock: TokenClock) -> bool:
+    def _device_ended(self, error: Exception | None) -> None:
+        if error is not None:
+            self._error = self._error or error
+            self._session.close()
+        if self._done is not None:
+            self._done()
+
+    def _send_up(self, frame: wire.Frame, parts: TokenClock) -> bool:
         """Onto the uplink; whether the frame asks for an answer."""
-        now_ms, inbox = self._env.now, self._cloud_inbox
+        now_ms, transcript = self._clock.now, self.transcript
         size = len(wire.encode(frame, self._pad_to))
-        self.transcript.uplink_bytes += size
-        self.transcript.uplink_frames += 1
-        self._up.send(now_ms, size, lambda: inbox.put(frame))
+        transcript.uplink_bytes += size
+        transcript.uplink_frames += 1
+        self._up.send(now_ms, size, partial(self._cloud_inbox.put, frame))
         asks = isinstance(frame, wire.Open | wire.Extend)
         if asks:
-            clock.sent(now_ms)
+            parts.sent(now_ms)
         return asks
 
-    def _cloud(self) -> Process:
-        """The cloud's half, as a SimPy process."""
-        env, inbox, engine, session = self._env, self._cloud_inbox, self._engine, self._session
-        received_ms = queue_ms = compute_ms = 0.0
-        reply: Any = None
-        try:
-            while True:
-                action = session.send(reply)
-                if isinstance(action, Compute):
-                    reply = action.work()
-                    queued, computed = yield from engine.score(self, action.load)
-                    queue_ms += queued
-                    compute_ms += computed
-                elif isinstance(action, Receive):
-                    if not inbox.frames and action.deadline_ms != 0:
-                        yield from inbox.wait(action.deadline_ms)
-                    if inbox.frames:
-                        frame, received_ms = inbox.frames.popleft()
-                        reply = Arrival(frame, received_ms)
-                    else:
-                        reply = Timeout(env.now)
-                elif isinstance(action, Send):
-                    reply = env.now
-                    stamp = Stamp(
-                        received_us=round(received_ms * 1e3),
-                        queue_us=round(queue_ms * 1e3),
-                        compute_us=round(compute_ms * 1e3),
-                        sent_us=round(env.now * 1e3),
-                    )
-                    queue_ms = compute_ms = 0.0
-                    self._send_down(cast(wire.Down, action.frame), stamp)
-        except StopIteration:
-            pass
-        except Exception as error:
-            self._error = self._error or error
-        finally:
-            engine.leave(self)
-
-    def _send_down(self, frame: wire.Down, stamp: Stamp) -> None:
-        """Onto the downlink. The stamp travels beside the frame: its size does not depend on it."""
-        size = len(wire.encode(frame))
-        if not isinstance(frame, wire.Refusal):
-            size += STAMP_BYTES
-        if self._pad_to > 1:
-            size += -size % self._pad_to
-        self._down.send(self._env.now, size, lambda: self._arrive(frame, stamp, size))
-
-    def _arrive(self, frame: wire.Down, stamp: Stamp, size: int) -> None:
-        transcript = self.transcript
-        if not transcript.finish:
-            transcript.downlink_bytes += size
-            transcript.downlink_frames += 1
-        self._device_inbox.put((frame, stamp))
-
-    def _set_up(self) -> Process:
+    def _set_up(self, go_on: Callable[[], Any]) -> Moves:
         """The transport's exchanges before the first message, over the same links."""
         for up, down in self._transport.setup:
             for stream, size in ((self._up, up), (self._down, down)):
-                arrived = simpy.Event(self._env)
-                stream.send_bytes(self._env.now, size, arrived.succeed)
-                yield arrived
+                stream.send_bytes(self._clock.now, size, go_on)
+                yield
+        self._clock.after(self._host.connect_ms, go_on)
+        yield
 
     def _finish(self, finish: Finish) -> None:
         """What the schedule and the streams counted."""
@@ -316,3 +273,60 @@ class Exchange:
         streams = (self._up, self._down)
         transcript.transport_bytes = sum(s.link.sent_bytes - s.payload_bytes for s in streams)
         transcript.counters["retransmissions"] = sum(s.retransmissions for s in streams)
+
+    # --- the cloud's half ---
+
+    def _cloud_moves(self) -> Moves:
+        clock, inbox, engine = self._clock, self._cloud_inbox, self._engine
+        frames, go_on, move = inbox.frames, self._cloud.go_on, self._session.send
+        received_ms = queue_ms = compute_ms = 0.0
+        reply: Any = None
+        while True:
+            try:
+                action = move(reply)
+            except StopIteration:
+                return
+            kind = type(action)
+            if kind is Receive:
+                if not frames and action.deadline_ms != 0:
+                    inbox.wait(go_on, action.deadline_ms)
+                    yield
+                if frames:
+                    frame, received_ms = frames.popleft()
+                    reply = Arrival(frame, received_ms)
+                else:
+                    reply = Timeout(clock.now)
+            elif kind is Compute:
+                reply = action.work()
+                served = engine.score(self, action.load, go_on)
+                if served is None:
+                    served = yield
+                queue_ms += served[0]
+                compute_ms += served[1]
+            elif kind is Send:
+                reply = now_ms = clock.now
+                stamp = Stamp(
+                    received_us=round(received_ms * 1e3),
+                    queue_us=round(queue_ms * 1e3),
+                    compute_us=round(compute_ms * 1e3),
+                    sent_us=round(now_ms * 1e3),
+                )
+                queue_ms = compute_ms = 0.0
+                self._send_down(cast(wire.Down, action.frame), stamp)
+
+    def _cloud_ended(self, error: Exception | None) -> None:
+        self._error = self._error or error
+        self._engine.leave(self)
+
+    def _send_down(self, frame: wire.Down, stamp: Stamp) -> None:
+        """Onto the downlink."""
+        frame = wire.stamped(frame, stamp)
+        size = len(wire.encode(frame, self._pad_to))
+        self._down.send(self._clock.now, size, partial(self._arrive, frame, stamp, size))
+
+    def _arrive(self, frame: wire.Down, stamp: Stamp, size: int) -> None:
+        transcript = self.transcript
+        if not transcript.finish:
+            transcript.downlink_bytes += size
+            transcript.downlink_frames += 1
+        self._device_inbox.put((frame, stamp))

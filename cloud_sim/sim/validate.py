@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import simpy
 
 from cloud_sim.live.server import running
 from cloud_sim.model import ScoreRequest
@@ -33,6 +32,7 @@ from cloud_sim.sim.replay import Replay, TapeCloud
 from cloud_sim.sim.roofline import Roofline
 from cloud_sim.sim.serving import Batching, Serving
 from cloud_sim.sim.simulate import NO_HOST, Exchange, Host
+from cloud_sim.sim.waiting import Clock
 from edge_runtime.connections.websocket import answer
 from edge_runtime.schedules.actions import Compute, Finish, Schedule
 from edge_runtime.schedules.lockstep import lockstep
@@ -89,14 +89,14 @@ def replay(tokens: int, seed: int = 0) -> Replay:
 
 def simulated(scenario: Scenario, host: Host = NO_HOST) -> list[Transcript]:
     """All sessions of a scenario in virtual time."""
-    env = simpy.Environment()
-    engine = Serving(env, CLOUD, Batching())
+    clock = Clock()
+    engine = Serving(clock, CLOUD, Batching())
     exchanges = []
     source = replay(scenario.tokens)
     for number in range(scenario.sessions):
         uplink, downlink = scenario.links(number)
         exchange = Exchange(
-            env,
+            clock,
             lockstep(source.device(), source.request(scenario.tokens)),
             source.session(),
             uplink=uplink,
@@ -107,9 +107,9 @@ def simulated(scenario: Scenario, host: Host = NO_HOST) -> list[Transcript]:
             connect=True,
             host=host,
         )
-        env.process(exchange.device())
+        exchange.start()
         exchanges.append(exchange)
-    env.run()
+    clock.run()
     return [exchange.result() for exchange in exchanges]
 
 

@@ -1,73 +1,115 @@
-"""What waits in virtual time: timers for the transport, and an inbox for each side's frames."""
+"""What waits in virtual time: SimPy's clock with plain calls on it, processes, and inboxes.
+
+A simulated token is a handful of waits, and what SimPy spends on each (an event object, its list of
+callbacks, a process that is resumed through both) was half of the simulator's time. So the queue
+of events holds functions beside SimPy's own events, a process is a generator that arranges its own
+waking, and where nothing can happen meanwhile the clock is moved at once. The order in which things
+happen is SimPy's throughout.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
+from heapq import heappop, heappush
 from typing import Any
 
 import simpy
 
-Process = Generator[simpy.Event, Any, Any]
+Call = Callable[[], Any]
+
+Moves = Generator[None, Any, Any]
+"""What a `Process` runs: it yields when it waits, having arranged that `go_on` is called."""
+
+_NORMAL = 1
+"""SimPy's priority of all but interrupts."""
 
 
-class SimTimers:
-    """`cloud_sim.net.transport.Timers` on SimPy's clock."""
+class Clock(simpy.Environment):
+    """SimPy's environment; also a `cloud_sim.net.transport.Timers`."""
 
-    __slots__ = ("_env",)
+    def at(self, when_ms: float, call: Call) -> None:
+        """Call `call` at `when_ms`; at once, but after what was to happen now, if that is over."""
+        now = self._now
+        due = now + (when_ms - now) if when_ms > now else now
+        heappush(self._queue, (due, _NORMAL, next(self._eid), call))  # type: ignore[misc, arg-type]
 
-    def __init__(self, env: simpy.Environment) -> None:
-        self._env = env
+    def after(self, ms: float, call: Call) -> None:
+        """Call `call` when `ms` have gone by."""
+        heappush(
+            self._queue,
+            (self._now + ms, _NORMAL, next(self._eid), call),  # type: ignore[misc, arg-type]
+        )
 
-    def at(self, when_ms: float, call: Callable[[], Any]) -> None:
-        """See `Timers`."""
-        event = _Call(self._env, call)
-        self._env.schedule(event, delay=max(0.0, when_ms - self._env.now))
+    def skip(self, ms: float) -> bool:
+        """Let `ms` go by at once, if nothing is to happen until then and at that instant."""
+        queue, until = self._queue, self._now + ms
+        if queue and queue[0][0] <= until:
+            return False
+        self._now = until
+        return True
+
+    def step(self) -> None:
+        """The next event, or the next call."""
+        queue = self._queue
+        if queue and not isinstance(queue[0][3], simpy.Event):
+            self._now, _, _, call = heappop(queue)
+            call()
+        else:
+            super().step()
 
 
-class _Call(simpy.Event):
-    """An event that calls a function and that nobody can wait for."""
+class Process:
+    """A generator that runs until it yields, and goes on when `go_on` is called.
 
-    def __init__(self, env: simpy.Environment, call: Callable[[], Any]) -> None:
-        self.env = env
-        self.callbacks = [lambda _: call()]
-        self._ok, self._value = True, None
+    `ended` is told when it is over, and of what: None, or the exception it raised.
+    """
+
+    __slots__ = ("_ended", "_moves")
+
+    def __init__(self, moves: Moves, ended: Callable[[Exception | None], Any]) -> None:
+        self._moves, self._ended = moves, ended
+
+    def go_on(self, value: Any = None) -> None:
+        """Start, or go on after the `yield` with `value`."""
+        try:
+            self._moves.send(value)
+        except StopIteration:
+            self._ended(None)
+        except Exception as error:
+            self._ended(error)
 
 
 class Inbox:
     """Frames that have arrived and were not taken yet, each with its time."""
 
-    __slots__ = ("_alone", "_env", "_waiter", "frames")
+    __slots__ = ("_clock", "_wait", "_wake", "frames")
 
-    def __init__(self, env: simpy.Environment) -> None:
-        self._env = env
-        self._waiter: simpy.Event | None = None
-        self._alone = True
-        """A process waits for it and for no deadline beside."""
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._wake: Call | None = None
+        self._wait = 0
+        """Counts the waits, so that a deadline knows whether its own is still on."""
         self.frames: deque[tuple[Any, float]] = deque()
 
     def put(self, frame: Any) -> None:
         """A frame has arrived; whoever waits goes on."""
-        self.frames.append((frame, self._env.now))
-        waiter, self._waiter = self._waiter, None
-        if waiter is None:
-            return
-        if self._alone:
-            # Whoever waits goes on within this very event, not in one more at the same instant:
-            # that is a tenth of a simulation's time.
-            waiter._ok, waiter._value = True, None
-            callbacks, waiter.callbacks = waiter.callbacks, None
-            for callback in callbacks or ():
-                callback(waiter)
-        else:
-            waiter.succeed()
+        self.frames.append((frame, self._clock.now))
+        wake = self._wake
+        if wake is not None:
+            self._wake = None
+            wake()
 
-    def wait(self, deadline_ms: float | None) -> Process:
-        """Until the next `put`, at most `deadline_ms`."""
-        self._waiter = simpy.Event(self._env)
-        self._alone = deadline_ms is None
-        if deadline_ms is None:
-            yield self._waiter
-        else:
-            yield self._waiter | self._env.timeout(deadline_ms)
-            self._waiter = None
+    def wait(self, wake: Call, deadline_ms: float | None) -> None:
+        """Call `wake` at the next `put`, or when `deadline_ms` have gone by."""
+        self._wake = wake
+        self._wait += 1
+        if deadline_ms is not None:
+            wait = self._wait
+            self._clock.after(deadline_ms, lambda: self._late(wait))
+
+    def _late(self, wait: int) -> None:
+        wake = self._wake
+        if wait == self._wait and wake is not None:
+            self._wake = None
+            wake()

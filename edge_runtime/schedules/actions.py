@@ -10,6 +10,9 @@ sleeps, sends, receives or reads a clock, so the same generator runs over a real
     yield Emit(token, decision)      -> None; the token is final
 
 Times are on the driver's own monotonic clock: a schedule may subtract two of them, no more.
+
+A token takes some twenty of these objects, so they are msgspec's structs: frozen, and made in a
+tenth of a frozen dataclass's time.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
     from edge_runtime.policy import Decision
@@ -30,8 +35,7 @@ Device: `prefill` (prompts into the KV cache), `step` (new tokens through both r
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True, gc=False):
     """How big a piece of work is: all that a cost model may know about it."""
 
     rows: int = 1
@@ -46,8 +50,7 @@ class Load:
     """The cloud's guess at what will be asked next: a server does it when nobody is waiting."""
 
 
-@dataclass(frozen=True, slots=True)
-class Compute:
+class Compute(msgspec.Struct, frozen=True):
     """Run ``work`` and be sent its result; a simulator charges modelled time for ``load``."""
 
     kind: Kind
@@ -55,23 +58,20 @@ class Compute:
     load: Load = Load()
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     """Hand ``frame`` to the transport; does not wait for it to arrive."""
 
     frame: Frame
 
 
-@dataclass(frozen=True, slots=True)
-class Receive:
+class Receive(msgspec.Struct, frozen=True, gc=False):
     """The next frame, waiting at most ``deadline_ms`` from now (None: as long as it takes;
     0: only what is already here)."""
 
     deadline_ms: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Emit:
+class Emit(msgspec.Struct, frozen=True):
     """``token`` is final: show it. ``decision`` says how it was chosen."""
 
     token: int
@@ -81,23 +81,20 @@ class Emit:
 Action = Compute | Send | Receive | Emit
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """A frame, and when the transport had it complete."""
 
     frame: Any
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Timeout:
+class Timeout(msgspec.Struct, frozen=True, gc=False):
     """Nothing arrived before the deadline."""
 
     now_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reconnected:
+class Reconnected(msgspec.Struct, frozen=True, gc=False):
     """The connection was lost and is up again: everything in flight is gone, the peer remembers
     nothing for certain. A device's schedule answers with a resuming `wire.Open`."""
 
