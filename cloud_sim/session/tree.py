@@ -68,7 +68,7 @@ class Tree:
         """The deepest scored node of the confirmed answer: its row is kept for the root."""
         self.root = Node(start, -1, len(answer), 0.0)
         self._frontier: dict[Node, None] = {self.root: None}
-        """In the order of coming, which decides between equals: a set would go by their addresses."""
+        """In order of coming, which decides between equals: a set would go by addresses."""
 
     # --- growing ---
 
