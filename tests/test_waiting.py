@@ -48,8 +48,14 @@ def test_the_clock_skips_only_where_nothing_is_to_happen(dues: list[float], ms: 
 
 
 def test_a_call_for_an_instant_that_is_over_comes_after_what_is_due_now() -> None:
-    clock, order = Clock(), []
-    clock.at(5.0, lambda: (clock.at(1.0, lambda: order.append("late")), order.append("first")))
+    clock = Clock()
+    order: list[str] = []
+
+    def first() -> None:
+        clock.at(1.0, lambda: order.append("late"))
+        order.append("first")
+
+    clock.at(5.0, first)
     clock.at(5.0, lambda: order.append("second"))
     clock.run()
     assert order == ["first", "second", "late"]

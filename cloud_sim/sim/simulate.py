@@ -179,6 +179,7 @@ class Exchange:
             parts.waited(connected_ms)
         self._cloud.go_on()
         asked = False
+        action: Any
         reply: Any = None
         # Work is charged when the clock next matters: one wait for a head, a step and a steer.
         ahead = 0.0
@@ -280,6 +281,7 @@ class Exchange:
         clock, inbox, engine = self._clock, self._cloud_inbox, self._engine
         frames, go_on, move = inbox.frames, self._cloud.go_on, self._session.send
         received_ms = queue_ms = compute_ms = 0.0
+        action: Any
         reply: Any = None
         while True:
             try:

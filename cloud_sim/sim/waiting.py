@@ -28,17 +28,20 @@ _NORMAL = 1
 class Clock(simpy.Environment):
     """SimPy's environment; also a `cloud_sim.net.transport.Timers`."""
 
+    _now: float
+    _queue: list[Any]
+
     def at(self, when_ms: float, call: Call) -> None:
         """Call `call` at `when_ms`; at once, but after what was to happen now, if that is over."""
         now = self._now
         due = now + (when_ms - now) if when_ms > now else now
-        heappush(self._queue, (due, _NORMAL, next(self._eid), call))  # type: ignore[misc, arg-type]
+        heappush(self._queue, (due, _NORMAL, next(self._eid), call))
 
     def after(self, ms: float, call: Call) -> None:
         """Call `call` when `ms` have gone by."""
         heappush(
             self._queue,
-            (self._now + ms, _NORMAL, next(self._eid), call),  # type: ignore[misc, arg-type]
+            (self._now + ms, _NORMAL, next(self._eid), call),
         )
 
     def skip(self, ms: float) -> bool:
