@@ -33,6 +33,7 @@ from export.npu_calibrate import shipped_prompts
 from export.npu_compile import HTP
 from export.npu_pipeline import export_npu
 from export.npu_socs import SOCS, Soc, soc
+from export.runner import usable_threads
 from export.sources import load_language, load_model, resolve
 
 app = typer.Typer(add_completion=False)
@@ -102,7 +103,7 @@ def answer(bundle: Path, against: Path, tokens: int = 24, backend: str = "cpu") 
     ours, theirs = open_bundle(bundle, force=True), open_bundle(against)
     text = Text.open(theirs)
     prompts = text.prompts("Suggest a snack for tonight.", "I am allergic to peanuts.")
-    pair = [NpuBranches.open(ours, backend=backend, threads=2), open_branches(theirs)]
+    pair = [NpuBranches.open(ours, backend=backend, threads=usable_threads()), open_branches(theirs)]
     devices = [SteeredDevice(each, prompts, PRESETS["light"]) for each in pair]
     for device in devices:
         device.prefill()
@@ -167,7 +168,7 @@ def _divergence(
             layers=len(loaded.model.layers),
         ),
         backend=backend,
-        threads=2,
+        threads=usable_threads(),
     )
     rows = [ids[:-1], ids[:-4]]
     branches.prefill(*rows)

@@ -22,6 +22,7 @@ from edge_runtime.npu_manifest import ROWS, NpuSection
 from edge_runtime.text import Text
 from export.marks import NPU_KL, Marks, at_least, limits, passed, quality_marks
 from export.npu_compile import HTP
+from export.runner import usable_threads
 from export.shipped import shipped_cases, shipped_texts
 from export.verify import Progress, Reference, compare, compare_text
 
@@ -42,9 +43,9 @@ TOLERANCE = {"blocks": 1, "w8a16": 2}
 class NpuRunner:
     """An NPU bundle behind the verbs that `export.verify.compare` uses; always two rows."""
 
-    def __init__(self, bundle: Bundle, backend: str, *, threads: int = 2) -> None:
+    def __init__(self, bundle: Bundle, backend: str) -> None:
         self.bundle = bundle
-        self.branches = NpuBranches.open(bundle, threads=threads, backend=backend)
+        self.branches = NpuBranches.open(bundle, threads=usable_threads(), backend=backend)
 
     def caches(self, rows: int, length: int) -> dict[str, Any]:
         """None are passed around: the branches hold theirs."""

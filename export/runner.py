@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,16 @@ from edge_runtime.engine import open_session
 from edge_runtime.growing import grows, run_growing
 
 Floats = npt.NDArray[np.float32]
+
+
+def usable_threads() -> int:
+    """Threads for work that nobody times: OMP_NUM_THREADS where it is set, as torch takes it, else
+    the cores this process may use."""
+    try:
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    except (KeyError, ValueError):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return cores or 1
 
 
 class BundleRunner:

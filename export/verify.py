@@ -20,7 +20,7 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.text import Text
 from export.marks import Marks, at_least, at_most, limits, passed, quality_marks
 from export.recipes import RECIPES
-from export.runner import BundleRunner, census
+from export.runner import BundleRunner, census, usable_threads
 from export.shipped import Case, shipped_cases, shipped_texts
 
 Logits = npt.NDArray[np.floating]
@@ -204,7 +204,7 @@ def verify_bundle(
     text = Text.open(bundle)
     limit = bundle.manifest.architecture.max_context
     cases = shipped_cases(text, limit)
-    runner = BundleRunner(bundle, threads=2, profile=True)
+    runner = BundleRunner(bundle, threads=usable_threads(), profile=True)
     equal = rows_bit_equal(runner, cases)
     branches = "together" if equal else "separate"
     # From here on as the runtime will run it.
