@@ -103,7 +103,10 @@ def answer(bundle: Path, against: Path, tokens: int = 24, backend: str = "cpu") 
     ours, theirs = open_bundle(bundle, force=True), open_bundle(against)
     text = Text.open(theirs)
     prompts = text.prompts("Suggest a snack for tonight.", "I am allergic to peanuts.")
-    pair = [NpuBranches.open(ours, backend=backend, threads=usable_threads()), open_branches(theirs)]
+    pair = [
+        NpuBranches.open(ours, backend=backend, threads=usable_threads()),
+        open_branches(theirs),
+    ]
     devices = [SteeredDevice(each, prompts, PRESETS["light"]) for each in pair]
     for device in devices:
         device.prefill()
