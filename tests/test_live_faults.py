@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -20,6 +18,7 @@ from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
 from tests.fakes import FakeCloud, FakeDevice
+from tests.lines import Cutter
 
 QUICK = Patience(connect_s=5, reconnect_s=10, first_pause_s=0.01, longest_pause_s=0.05)
 TOKENS = 12
@@ -41,53 +40,6 @@ def undisturbed() -> list[int]:
 def server() -> Iterator[Server]:
     with running(FakeCloud(64, seed=1)) as running_server:
         yield running_server
-
-
-class Cutter:
-    """A TCP relay that cuts the connection after so many writes of the server, once each, or goes
-    silent instead without closing (`half_open`)."""
-
-    def __init__(self, port: int, cuts: list[int], half_open: bool = False) -> None:
-        self.port, self.cuts, self.half_open = port, list(cuts), half_open
-        self.connections = 0
-        self.url = ""
-        self._open: set[asyncio.StreamWriter] = set()
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[Cutter]:
-        relay = await asyncio.start_server(self._relay, "127.0.0.1", 0)
-        self.url = f"ws://127.0.0.1:{relay.sockets[0].getsockname()[1]}"
-        try:
-            yield self
-        finally:
-            relay.close()
-            for writer in self._open:
-                writer.transport.abort()
-
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        left = self.cuts.pop(0) if self.cuts else 10**9
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.port)
-        self._open |= {writer, up_writer}
-
-        async def up() -> None:
-            with contextlib.suppress(OSError):
-                while data := await reader.read(65536):
-                    up_writer.write(data)
-            up_writer.close()
-
-        task = asyncio.create_task(up())
-        with contextlib.suppress(OSError):
-            while data := await up_reader.read(65536):
-                if left == 0:
-                    if self.half_open:
-                        await asyncio.Event().wait()
-                    break
-                left -= 1
-                writer.write(data)
-        writer.transport.abort()
-        up_writer.transport.abort()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @pytest.mark.parametrize("schedule", [lockstep, runahead])
