@@ -25,7 +25,7 @@ Ids = npt.NDArray[np.int64]
 
 END = 256
 """The symbol after the last byte of a token, beside the bytes 0 to 255."""
-_LEAST = 1e-9
+LEAST = 1e-9
 """Mass below which a model has no opinion: the difference of two such is noise."""
 
 
@@ -187,7 +187,7 @@ def choose_bytes(
                 [np.logaddexp.reduce(np.asarray(logprobs)[groups[int(s)]]) for s in symbols]
             )
             ours = [
-                np.log(np.maximum(one.next(prefix)[symbols], _LEAST)) for one in (aware, agnostic)
+                np.log(np.maximum(one.next(prefix)[symbols], LEAST)) for one in (aware, agnostic)
             ]
             at, logprob = pick(symbols, cloud, *ours)
             total += logprob

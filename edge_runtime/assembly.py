@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.device import Branches, CloudOnlyDevice, SteeredDevice
 from edge_runtime.errors import UsageError, did_you_mean
+from edge_runtime.names import name_ids
+from edge_runtime.notes import ManyNotes, prompts_of
 from edge_runtime.policy import Device
 from edge_runtime.sampling import GREEDY, Sampler
 from edge_runtime.schedules.actions import Schedule
@@ -19,13 +22,14 @@ from edge_runtime.schedules.gates import gate
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
 from edge_runtime.steering import Method
+from edge_runtime.translated import How, TranslatedDevice
 
 if TYPE_CHECKING:
     from edge_runtime.budget import Budget
     from edge_runtime.bundle import Bundle
     from edge_runtime.text import Prompts, Text
 
-AnyDevice = SteeredDevice | CloudOnlyDevice
+AnyDevice = SteeredDevice | CloudOnlyDevice | TranslatedDevice
 
 SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
     "lockstep": lockstep,
@@ -103,6 +107,24 @@ class Plan:
         return schedule
 
 
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A cloud that speaks other tokens than the bundle."""
+
+    text: Text
+    ends: tuple[int, ...]
+    how: How
+
+    @classmethod
+    def open(cls, path: Path, how: How) -> Stranger:
+        """From the cloud's tokenizer.json. Raises `BundleError` for a file that is none."""
+        from edge_runtime.text import Text
+        from edge_runtime.vocabulary import end_ids, open_tokenizer
+
+        tokenizer = open_tokenizer(path)
+        return cls(Text(tokenizer), end_ids(tokenizer, ()), how)
+
+
 def device_for(
     bundle: Bundle,
     text: Text,
@@ -115,8 +137,14 @@ def device_for(
     branches: Branches | None = None,
     threads: int = 1,
     budget: Budget | None = None,
+    notes: Sequence[str] = (),
+    weights: Sequence[float] = (),
+    stranger: Stranger | None = None,
 ) -> AnyDevice:
     """The device that answers `query` with the private note `context` under `rule`.
+
+    `notes`: what `context` is made of, to be weighed against each other with `weights`
+    (`edge_runtime.notes`). `stranger`: the cloud's tokenizer, if it is another than the bundle's.
 
     `branches`: opened ones to use again; None: the bundle's are opened, for as many tokens as the
     prompts and the answer take, and only if the rule steers at all. Raises `UsageError` when they
@@ -125,12 +153,36 @@ def device_for(
     """
     ends = bundle.manifest.tokens.end_ids
     if not rule.steers:
-        return CloudOnlyDevice(sampler, ends, rule)
+        return CloudOnlyDevice(sampler, stranger.ends if stranger else ends, rule)
+    if budget is not None and (len(notes) > 1 or stranger is not None):
+        raise UsageError(
+            "generate",
+            "a budget cannot be kept with several notes or another tokenizer",
+            todo="Leave one of them out",
+        )
     if budget is not None:
         return _governed(bundle, text, query, context, rule, max_tokens, sampler, threads, budget)
     prompts = text.prompts(query, context)
+    if len(notes) > 1:
+        each = prompts_of(text, query, notes)
+        opened = [_opened(bundle, one, max_tokens, threads) for one in each]
+        branches = ManyNotes(opened, each, weights)
     if branches is None:
         branches = _opened(bundle, prompts, max_tokens, threads)
+    if stranger is not None:
+        names = name_ids(stranger.text.encode, context, query)
+        return TranslatedDevice(
+            branches,
+            prompts,
+            text,
+            stranger.text,
+            rule,
+            sampler,
+            our_ends=ends,
+            end_ids=stranger.ends,
+            how=stranger.how,
+            names=names,
+        )
     return SteeredDevice(branches, prompts, rule, sampler, ends)
 
 

@@ -7,20 +7,22 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from edge_runtime.cli_show import Stream, table
 from edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from edge_runtime.assembly import AnyDevice, Plan
+    from edge_runtime.assembly import AnyDevice, Plan, Stranger
     from edge_runtime.budget import Budget
     from edge_runtime.schedules.exchange import Request
     from edge_runtime.steering import Method
     from edge_runtime.text import Text
-    from edge_runtime.transcript import TokenRecord, Transcript
+    from edge_runtime.transcript import Transcript
 
+Align = Literal["none", "map", "byte"]
 CONTEXT_BYTES = 1 << 20
 """A private note may be so long; more is surely the wrong file."""
 
@@ -32,7 +34,13 @@ def generate(
         str, typer.Option(help="ws://HOST:PORT of costeer serve, or openai:http://HOST/v1#MODEL.")
     ] = "",
     context: Annotated[
-        Path | None, typer.Option(help="File with the private note; it stays here.")
+        list[Path] | None,
+        typer.Option(
+            help="File with the private note; it stays here. Several: each its own delta."
+        ),
+    ] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="Of each note, in their order; 1 if not given.")
     ] = None,
     method: Annotated[
         str, typer.Option(help="costeer, light, blend, cloud-only, device-only, upload, ...")
@@ -53,6 +61,12 @@ def generate(
     gate: Annotated[str, typer.Option(help="none, latch or reopen.")] = "none",
     token_deadline_ms: Annotated[float, typer.Option(help="When a token is late.")] = 0.0,
     on_late: Annotated[str, typer.Option(help="Then: wait, device or cloud.")] = "wait",
+    align: Annotated[
+        Align, typer.Option(help="Where the cloud has another tokenizer: map or byte.")
+    ] = "none",
+    cloud_tokenizer: Annotated[
+        Path | None, typer.Option(help="Then: the cloud's tokenizer.json.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="For the small model.")] = 1,
     memory_mb: Annotated[float | None, typer.Option(help="Budget: resident memory.")] = None,
     first_token_ms: Annotated[float | None, typer.Option(help="Budget: prefill.")] = None,
@@ -83,11 +97,14 @@ def generate(
         on_late=on_late,  # type: ignore[arg-type]  # Deadline checks it
     )
     plan.check()
-    note = _note(rule, context)
+    notes, weights = _notes(rule, context or [], weight or [])
+    note = "\n\n".join(notes)
+    stranger = _stranger(align, cloud_tokenizer)
     opened = open_bundle(bundle)
     text = Text.open(opened)
     asked = public_query(rule, query, note)
-    vocabulary = opened.manifest.vocabulary_sha256
+    spoken = stranger.text if stranger else text
+    vocabulary = spoken.fingerprint if stranger else opened.manifest.vocabulary_sha256
     request = Request(asked, vocabulary, codec_named(codec), max_tokens)
     device = device_for(
         opened,
@@ -99,28 +116,31 @@ def generate(
         sampler=sampler,
         threads=threads,
         budget=_budget(memory_mb, first_token_ms, token_ms),
+        notes=notes,
+        weights=weights,
+        stranger=stranger,
     )
-    show = _Stream(text, sys.stderr if as_json else sys.stdout, not as_json or sys.stderr.isatty())
+    show = Stream(spoken, sys.stderr if as_json else sys.stdout, not as_json or sys.stderr.isatty())
     if rule.base == "informed-cloud" and note:
         print("generate: --method upload sends the private note to the cloud.", file=sys.stderr)
     try:
         if rule.asks_cloud:
             token = _secret(token_file)
-            ask = partial(_ask_openai, text) if cloud.startswith("openai:") else _ask
+            ask = partial(_ask_openai, spoken) if cloud.startswith("openai:") else _ask
             transcript = ask(plan, device, request, cloud, token, rule, show, pad_to)
         else:
             transcript = _alone(device, opened.manifest.architecture.vocabulary_size, request, show)
     finally:
         show.end()
     transcript.notes += device.decisions
-    answer = text.decode(transcript.tokens)
+    answer = spoken.decode(transcript.tokens)
     row = {"text": answer, **transcript.row(), "peak_rss_mb": peak_rss_mb()}
     row["method"], row["gain"] = rule.name, rule.gain
     row["ledger"] = ledger(transcript, rule, sampler).row()
     if as_json:
         print(json.dumps(row))
     else:
-        _table(row)
+        table(row)
 
 
 def _ask(
@@ -130,7 +150,7 @@ def _ask(
     cloud: str,
     token: str | None,
     rule: Method,
-    show: _Stream,
+    show: Stream,
     pad_to: int,
 ) -> Transcript:
     from edge_runtime.connections.websocket import answer
@@ -161,7 +181,7 @@ def _ask_openai(
     cloud: str,
     token: str | None,
     rule: Method,
-    show: _Stream,
+    show: Stream,
     pad_to: int,
 ) -> Transcript:
     from edge_runtime.connections.openai import Language, answer
@@ -191,46 +211,35 @@ def _ask_openai(
     )
 
 
-def _alone(device: AnyDevice, vocabulary_size: int, request: Request, show: _Stream) -> Transcript:
+def _alone(device: AnyDevice, vocabulary_size: int, request: Request, show: Stream) -> Transcript:
     from edge_runtime.connections.local import run_local
     from edge_runtime.schedules.alone import alone
 
     return run_local(alone(device, vocabulary_size, request.max_tokens), on_token=show)
 
 
-class _Stream:
-    """Prints an answer as it comes."""
-
-    def __init__(self, text: Text, to: Any, shown: bool) -> None:
-        self._decoder, self._to, self._shown = text.stream(), to, shown
-        self._began = False
-
-    def __call__(self, record: TokenRecord) -> None:
-        self._write(self._decoder.push(record.token))
-
-    def end(self) -> None:
-        """The rest, and a line end if there was anything."""
-        self._write(self._decoder.flush())
-        if self._began:
-            self._write("\n")
-
-    def _write(self, text: str) -> None:
-        if self._shown and text:
-            self._began = True
-            self._to.write(text)
-            self._to.flush()
+def _notes(rule: Method, paths: list[Path], weights: list[float]) -> tuple[list[str], list[float]]:
+    """The private notes and the weight of each."""
+    if not paths and (rule.steers or rule.base == "informed-cloud"):
+        raise UsageError(
+            "generate",
+            f"the method {rule.name} needs a private note",
+            todo="Name its file with --context, or use --method cloud-only",
+        )
+    if weights and len(weights) != len(paths):
+        raise UsageError(
+            "--weight", "not one for each note", got=len(weights), allowed=f"{len(paths)} or none"
+        )
+    notes = [_read(path, "--context", CONTEXT_BYTES).strip() for path in paths]
+    return notes, weights or [1.0] * len(notes)
 
 
-def _note(rule: Method, path: Path | None) -> str:
-    if path is None:
-        if rule.steers or rule.base == "informed-cloud":
-            raise UsageError(
-                "generate",
-                f"the method {rule.name} needs a private note",
-                todo="Name its file with --context, or use --method cloud-only",
-            )
-        return ""
-    return _read(path, "--context", CONTEXT_BYTES).strip()
+def _stranger(align: Align, tokenizer: Path | None) -> Stranger | None:
+    from edge_runtime.assembly import Stranger
+
+    if (align == "none") != (tokenizer is None):
+        raise UsageError("generate", "--align and --cloud-tokenizer go together")
+    return Stranger.open(tokenizer, align) if tokenizer and align != "none" else None
 
 
 def _budget(
@@ -263,28 +272,3 @@ def _read(path: Path, option: str, limit: int) -> str:
         raise UsageError(option, f"the file cannot be read: {reason}", got=path) from error
     except UnicodeDecodeError as error:
         raise UsageError(option, "the file is no UTF-8 text", got=path) from error
-
-
-def _table(row: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    tokens = max(1, len(row["tokens"]))
-    parts = row["ms_per_token"]
-    spent = ", ".join(f"{k} {v:.1f}" for k, v in parts.items() if k != "total" and v >= 0.05)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in (
-        ("method", f"{row['method']}, gain {row['gain']:.4g}, {row['schedule']}"),
-        ("tokens", f"{len(row['tokens'])} ({row['finish']})"),
-        ("speed", f"{row['tokens_per_s']:.1f} tokens/s, first after {row['ttft_ms']:.0f} ms"),
-        ("a token", f"{parts['total']:.1f} ms: {spent}"),
-        (
-            "bytes a token",
-            f"{row['uplink_bytes'] / tokens:.0f} up, {row['downlink_bytes'] / tokens:.0f} down",
-        ),
-        ("memory", f"{row['peak_rss_mb']:.0f} MB at the most"),
-    ):
-        table.add_row(f"[dim]{name}[/dim]", value)
-    for line in row["notes"]:
-        table.add_row("[dim]note[/dim]", line)
-    Console().print(table)

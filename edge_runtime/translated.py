@@ -43,7 +43,10 @@ class TranslatedDevice:
         our_ends: Sequence[int],
         end_ids: Iterable[int],
         how: How = "map",
+        names: Sequence[int] = (),
     ) -> None:
+        """`names`: the cloud's tokens for the note's names, for rules that treat them apart (by
+        bytes there are no tokens to treat)."""
         self.branches = branches
         self.prompts = prompts
         self.method = method
@@ -51,23 +54,30 @@ class TranslatedDevice:
         self.end_ids = frozenset(end_ids)
         self.how = how
         self._ours, self._theirs = ours, theirs
-        self._bytes = token_bytes(theirs.tokenizer)
+        self._names = np.asarray(names, np.int64)
+        self.words = token_bytes(theirs.tokenizer)
+        """The bytes of each of the cloud's tokens; None: it has none."""
         own = token_bytes(ours.tokenizer)
         ends = sorted(self.end_ids)
-        self._map = TokenMap.between(own, self._bytes, (our_ends, ends))
-        self._tree = ByteTree(own, our_ends)
+        self.token_map = TokenMap.between(own, self.words, (our_ends, ends))
+        self.tree = ByteTree(own, our_ends)
         self._answer: list[int] = []
         self._read: list[int] = []
         """Our ids of the answer so far, as they are in the branches."""
-        if not self._map.shared:
+        if not self.token_map.shared:
             raise UsageError(
                 "vocabulary", "the two models share no token", todo="Use another pair of models"
             )
 
     @property
+    def decisions(self) -> list[str]:
+        """What was given up for a budget: nothing."""
+        return []
+
+    @property
     def shared(self) -> int:
         """Tokens of the cloud that the small model has too."""
-        return self._map.shared
+        return self.token_map.shared
 
     @property
     def length(self) -> int:
@@ -119,7 +129,8 @@ class TranslatedDevice:
         at = None if token is None else int(np.searchsorted(narrowed.ids, token))
         if at is not None and (at == len(narrowed.ids) or narrowed.ids[at] != token):
             return choose(self.method, self.sampler, position, candidates, None, token)
-        decision = choose(self.method, self.sampler, position, local, logits, at)
+        rule = self._about(narrowed)
+        decision = choose(rule, self.sampler, position, local, logits, at)
         return replace(
             decision, token=int(narrowed.ids[decision.token]), base_token=candidates.best
         )
@@ -134,7 +145,7 @@ class TranslatedDevice:
         if not len(narrowed.ids):
             return self.policy(position, candidates, None)
         local = CandidateSet(np.arange(len(narrowed.ids)), narrowed.logprobs, full=True)
-        steered = policy(self.method, local, logits, position)
+        steered = policy(self._about(narrowed), local, logits, position)
         return self.sampler.distribution(narrowed.ids, steered.policy)
 
     def alone(self, position: int, base: CandidateSet | None = None) -> CandidateSet:
@@ -160,12 +171,17 @@ class TranslatedDevice:
             candidates = self.branches.vocabulary_size
         return Load(rows=2, tokens=tokens, past=self.branches.past, candidates=candidates)
 
+    def _about(self, narrowed: CandidateSet) -> Method:
+        """The rule, with the names' places among the candidates."""
+        named = np.flatnonzero(np.isin(narrowed.ids, self._names))
+        return self.method.about(tuple(named.tolist()))
+
     def _narrow(self, candidates: CandidateSet, scores: Scores) -> tuple[CandidateSet, Scores]:
         """The candidates that we have too, and our logits [2, C] of them."""
         # A model's output may be wider than its tokenizer: ids beyond it mean nothing.
         ours = np.full(len(candidates.ids), -1, np.int64)
-        known = candidates.ids < len(self._map.to_ours)
-        ours[known] = self._map.to_ours[candidates.ids[known]]
+        known = candidates.ids < len(self.token_map.to_ours)
+        ours[known] = self.token_map.to_ours[candidates.ids[known]]
         both = ours >= 0
         kept = CandidateSet(candidates.ids[both], candidates.logprobs[both], candidates.left_out)
         return kept, scores[:, ours[both]]
@@ -182,7 +198,7 @@ class TranslatedDevice:
         index = np.array(list(words.values()))
         logprobs = log_softmax(candidates.logprobs.astype(np.float64))
         own = log_softmax(scores.astype(np.float64))
-        aware, agnostic = (Opinion.of(self._tree, own[row]) for row in (AWARE, AGNOSTIC))
+        aware, agnostic = (Opinion.of(self.tree, own[row]) for row in (AWARE, AGNOSTIC))
         left = self.uniform(position)
 
         def pick(
@@ -218,7 +234,7 @@ class TranslatedDevice:
         )
 
     def _word(self, token: int) -> bytes | None:
-        return self._bytes[token] if token < len(self._bytes) else None
+        return self.words[token] if token < len(self.words) else None
 
     def _reread(self) -> None:
         """Bring the branches to the answer's text, from the first token that differs."""

@@ -22,7 +22,7 @@ from scenarios.fit import fit as choose
 from scenarios.judge import Judge
 from scenarios.methods import parse_all, score
 from scenarios.metrics import mean
-from scenarios.pair import Lengths, open_pair
+from scenarios.pair import Align, Lengths, NotesHow, open_pair
 from scenarios.predictions import Store
 
 JUDGE_KEY = "COSTEER_JUDGE_KEY"
@@ -60,6 +60,13 @@ def evaluate(
     cloud_dtype: Annotated[
         str, typer.Option(help="Number format of the cloud model.")
     ] = "bfloat16",
+    align: Annotated[
+        Align, typer.Option(help="For two vocabularies: map (tokens of both) or byte.")
+    ] = "none",
+    notes: Annotated[
+        NotesHow, typer.Option(help="A case's notes: together, or apart, each with its delta.")
+    ] = "together",
+    weights: Annotated[str, typer.Option(help="Of notes apart, with commas; 1 each.")] = "",
     cache: Annotated[
         Path | None, typer.Option(help="Where predictions and answers are kept.")
     ] = None,
@@ -85,6 +92,9 @@ def evaluate(
         cloud_model,
         cloud_dtype=cloud_dtype,
         max_length=2 * note_tokens + reference_tokens + generate + 512,
+        align=align,
+        notes=notes,
+        weights=_numbers(weights),
     )
     store = Store(cache or cache_dir() / "evaluate")
     errors = Console(stderr=True)
@@ -111,6 +121,13 @@ def evaluate(
     errors.print(_table(rows))
     if as_json:
         print(json.dumps(rows))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UsageError("--weights", "not numbers", got=text, allowed="as in 1,0.5") from None
 
 
 def _fitted(result: Evaluation) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import numpy as np
 
 from edge_runtime.candidates import codec
 from edge_runtime.errors import UsageError
-from edge_runtime.steering import Method
+from edge_runtime.steering import PRESETS, Method
+from scenarios.aligned import by_bytes, mapped
 from scenarios.datasets import Case
 from scenarios.methods import Score, score
 from scenarios.metrics import LEVEL, Estimate, gap_captured, mean, ratio
@@ -23,6 +24,8 @@ from scenarios.pair import Lengths, Pair, along, both_along
 from scenarios.predictions import CLOUD, UPLOAD, Predictions, Store, gather
 from scenarios.written import Answer, Job, write
 
+BLOCK = 50
+"""Cases whose prompts stay in memory while all rules answer them."""
 Progress = Callable[[str, int, int], None]
 """What is being done, how many are done, of how many."""
 
@@ -160,15 +163,33 @@ def predictions(case: Case, pair: Pair, lengths: Lengths, store: Store) -> Predi
     kept = store.predictions(key)
     if kept is None:
         tokens = pair.reference(case, lengths)
-        cloud = along(pair.cloud, case.query, tokens)
-        upload = along(pair.cloud, case.aware, tokens)
-        own = both_along(pair.branches, pair.prompts(case), tokens)
-        size = min(cloud.shape[1], own[0].shape[1])
-        note = pair.text.encode(case.context)
-        tables = [np.asarray(table[:, :size]) for table in (cloud, upload, *own)]
-        kept = gather(tables, tokens, note)
+        kept = _predict(case, pair, tokens)
         store.keep_predictions(key, kept)
-    return dataclasses.replace(kept, names=pair.names(case))
+    names = () if pair.align == "byte" else pair.names(case)
+    return dataclasses.replace(kept, names=names)
+
+
+def _predict(case: Case, pair: Pair, tokens: Sequence[int]) -> Predictions:
+    cloud = along(pair.cloud, case.query, tokens)
+    upload = along(pair.cloud, case.aware, tokens)
+    branches, to_close = pair.rows(case)
+    try:
+        if pair.align == "byte":
+            return by_bytes(
+                pair.translated(case, PRESETS["light"], branches), tokens, cloud, upload
+            )
+        if pair.align == "map":
+            device = pair.translated(case, PRESETS["light"], branches)
+            own = mapped(device, tokens, cloud.shape[1])
+        else:
+            own = both_along(branches, pair.prompts(case), tokens)
+    finally:
+        for one in to_close:
+            one.close()
+    size = min(cloud.shape[1], own[0].shape[1])
+    note = pair.spoken.encode(case.context)
+    tables = [np.asarray(table[:, :size]) for table in (cloud, upload, *own)]
+    return gather(tables, tokens, note)
 
 
 def answers(
@@ -180,17 +201,20 @@ def answers(
     progress: Progress,
 ) -> dict[str, Answer]:
     """The greedy answer of each rule to each case, by its key in the store; what is missing there
-    is written, case by case."""
+    is written."""
     found: dict[str, Answer] = {}
     missing: dict[str, Job] = {}
-    for case in cases:
+    # Rule by rule, so that the first rules are complete first, over as many cases as prompts are
+    # remembered for.
+    for first in range(0, len(cases), BLOCK):
         for rule in rules:
-            key = _answer_key(rule, case, pair, plan)
-            record = store.record(key)
-            if record is None:
-                missing.setdefault(key, Job(rule, case))
-            else:
-                found[key] = Answer(**record)
+            for case in cases[first : first + BLOCK]:
+                key = _answer_key(rule, case, pair, plan)
+                record = store.record(key)
+                if record is None:
+                    missing.setdefault(key, Job(rule, case))
+                else:
+                    found[key] = Answer(**record)
     keys = {id(job): key for key, job in missing.items()}
     total = len(found) + len(missing)
     progress("writing answers", len(found), total)

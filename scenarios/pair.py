@@ -1,31 +1,38 @@
 """The two models of a study, asked without a network: what each says along a given answer.
 
 The cloud is a `CloudModel`; the small model is a bundle's two branches, or, as the unquantized
-yardstick, any `CloudModel` made to look like them (`ModelBranches`).
+yardstick, any `CloudModel` made to look like them (`scenarios.model_branches`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from cloud_sim.model import CloudModel, ScoreRequest
 from cloud_sim.remembered import RememberedPrompts
-from edge_runtime.device import Branches
+from edge_runtime.device import Branches, SteeredDevice
 from edge_runtime.errors import UsageError
 from edge_runtime.names import name_ids
-from edge_runtime.policy import Scores
-from edge_runtime.steering import log_softmax
+from edge_runtime.notes import ManyNotes, prompts_of
+from edge_runtime.policy import Device
+from edge_runtime.sampling import GREEDY
+from edge_runtime.steering import Method, log_softmax
 from edge_runtime.text import Prompts, Text
+from edge_runtime.translated import TranslatedDevice
 from scenarios.datasets import Case
+from scenarios.model_branches import ModelBranches
+from scenarios.predictions import LogTable
 
-LogTable = npt.NDArray[np.floating]
-"""Log-probabilities [n, V]."""
+Align = Literal["none", "map", "byte"]
+"""How a small model with another tokenizer is steered with (`edge_runtime.translated`)."""
+NotesHow = Literal["together", "apart"]
+"""A case's several notes: as one text, or each with its own delta (`edge_runtime.notes`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +54,31 @@ class Pair:
     text: Text
     """Of the small model."""
     identity: dict[str, str] = field(default_factory=dict)
+    align: Align = "none"
+    theirs: Text | None = None
+    """Of the cloud, where it is another: needed to align."""
+    our_ends: tuple[int, ...] = ()
+    """The small model's end tokens, likewise."""
+    notes: NotesHow = "together"
+    weights: tuple[float, ...] = ()
+    """Of the notes, in their order; none: 1 each."""
+    another: Callable[[], Branches] | None = None
+    """Opens further branches of the small model."""
 
     def __post_init__(self) -> None:
         ours = self.text.fingerprint
-        if self.cloud.vocabulary and self.cloud.vocabulary != ours:
+        if self.align == "none" and self.cloud.vocabulary and self.cloud.vocabulary != ours:
             raise UsageError(
                 "evaluate",
                 "the two models have different vocabularies",
                 got=f"{ours[:12]} on the device, {self.cloud.vocabulary[:12]} in the cloud",
-                todo="Name two models of one family",
+                todo="Name two models of one family, or say how to align them: --align map",
             )
+
+    @property
+    def spoken(self) -> Text:
+        """The tokens of answers: the cloud's."""
+        return self.theirs or self.text
 
     def cut(self, case: Case, lengths: Lengths) -> Case:
         """`case` with its note no longer than it may be."""
@@ -70,7 +92,7 @@ class Pair:
 
     def reference(self, case: Case, lengths: Lengths) -> list[int]:
         """Token ids of the reference, cut, or with the end token behind it."""
-        ids = self.text.encode(case.reference)
+        ids = self.spoken.encode(case.reference)
         if len(ids) > lengths.reference_tokens:
             return ids[: lengths.reference_tokens]
         return [*ids, *self.cloud.end_ids[:1]]
@@ -81,8 +103,52 @@ class Pair:
         return Prompts(aware, self.text.prompts(case.query).agnostic, names=self.names(case))
 
     def names(self, case: Case) -> tuple[int, ...]:
-        """Tokens of names and numbers that only the case's note holds."""
-        return name_ids(self.text.encode, case.context, case.query)
+        """The answer's tokens for names and numbers that only the case's note holds."""
+        return name_ids(self.spoken.encode, case.context, case.query)
+
+    def rows(self, case: Case, keep: int | None = None) -> tuple[Branches, list[ModelBranches]]:
+        """Branches for one answer to `case`, and what of them is to be closed after it.
+
+        `keep`: of a floating-point model's predictions, the last so many (None: all).
+        """
+        apart = self.notes == "apart" and len(case.notes) > 1
+        count = len(case.notes) if apart else 1
+        mine: list[Branches]
+        if isinstance(self.branches, ModelBranches):
+            own = [self.branches.sibling(keep) for _ in range(count)]
+            mine = list(own)
+        else:
+            own, mine = [], [self.branches]
+            while len(mine) < count:
+                assert self.another is not None
+                mine.append(self.another())
+        if not apart:
+            return mine[0], own
+        weights = (*self.weights, *[1.0] * count)[:count]
+        return ManyNotes(mine, prompts_of(self.text, case.query, case.notes), weights), own
+
+    def device(self, case: Case, rule: Method, branches: Branches) -> Device:
+        """A greedy device over `branches` that answers `case` under `rule`."""
+        ends = self.cloud.end_ids
+        if self.align == "none":
+            return SteeredDevice(branches, self.prompts(case), rule, GREEDY, ends)
+        return self.translated(case, rule, branches)
+
+    def translated(self, case: Case, rule: Method, branches: Branches) -> TranslatedDevice:
+        """The same, where the small model has other tokens than the cloud."""
+        prompts = self.prompts(case)
+        return TranslatedDevice(
+            branches,
+            prompts,
+            self.text,
+            self.spoken,
+            rule,
+            GREEDY,
+            our_ends=self.our_ends,
+            end_ids=self.cloud.end_ids,
+            how="byte" if self.align == "byte" else "map",
+            names=prompts.names,
+        )
 
 
 def along(model: CloudModel, message: str, answer: Sequence[int]) -> LogTable:
@@ -119,117 +185,15 @@ def _log_softmax(logits: LogTable) -> LogTable:
     return log_softmax(wide).astype(np.float32)
 
 
-class ModelBranches:
-    """`Branches` over a floating-point model: the yardstick for a quantized bundle.
-
-    Tokens are taken in when a prediction is asked for, those of all siblings in one pass.
-    """
-
-    def __init__(self, model: CloudModel) -> None:
-        self.model = model
-        self.vocabulary_size = model.vocabulary_size
-        self._siblings: list[ModelBranches] = [self]
-        self._sequences: list[Any] = []
-        self._prompt = [0, 0]
-        self._read = 0
-        """Answer tokens that both rows have taken in."""
-        self._waiting: list[int] = []
-        """Those that come after them."""
-        self._rows: dict[int, Scores] = {}
-        """Entry p: what predicts the answer's token p, both branches [2, V]."""
-        self._keep: int | None = None
-
-    def sibling(self) -> ModelBranches:
-        """Other branches over the same model, for another answer at the same time.
-
-        Of its predictions only the last two are kept. Close it when its answer is complete.
-        """
-        other = ModelBranches(self.model)
-        other._keep = 2
-        other._siblings = self._siblings
-        self._siblings.append(other)
-        return other
-
-    def close(self) -> None:
-        """Free both rows."""
-        self._free()
-        self._siblings.remove(self)
-
-    @property
-    def length(self) -> int:
-        """Answer tokens in both rows."""
-        return self._read + len(self._waiting)
-
-    @property
-    def past(self) -> int:
-        """Tokens in the longer row, prompt included."""
-        return max(self._prompt) + self.length
-
-    def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
-        """Begin an answer: both prompts, nothing after them (`note`: no snapshot is kept)."""
-        self._free()
-        self._sequences = [self.model.open(), self.model.open()]
-        self._prompt = [len(aware), len(agnostic)]
-        rows = self.model.score(
-            [
-                ScoreRequest(self.model, sequence, 0, tuple(prompt))
-                for sequence, prompt in zip(self._sequences, (aware, agnostic), strict=True)
-            ]
-        )
-        self._rows = {0: _both(row[-1] for row in rows)}
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Append answer tokens to both rows."""
-        self._waiting += tokens
-
-    def rollback(self, length: int) -> None:
-        """Forget the answer's tokens from `length` on."""
-        del self._waiting[max(0, length - self._read) :]
-        for position in range(length + 1, self._read + 1):
-            self._rows.pop(position, None)
-        self._read = min(self._read, length)
-
-    def logits(self, ids: np.ndarray | None = None, position: int | None = None) -> Scores:
-        """Log-probabilities [2, C] (logits up to a constant) for `position` (None: the next)."""
-        if self._waiting:
-            self._take_in()
-        row = self._rows[self.length if position is None else position]
-        return row if ids is None else row[:, ids]
-
-    def _take_in(self) -> None:
-        """What all siblings wait for, in one pass."""
-        waiting = [one for one in self._siblings if one._waiting]
-        found = iter(self.model.score([request for one in waiting for request in one._requests()]))
-        for one in waiting:
-            one._taken(next(found), next(found))
-
-    def _requests(self) -> list[ScoreRequest]:
-        new = tuple(self._waiting)
-        return [
-            ScoreRequest(self.model, sequence, prompt + self._read, new, every=True)
-            for sequence, prompt in zip(self._sequences, self._prompt, strict=True)
-        ]
-
-    def _taken(self, aware: LogTable, agnostic: LogTable) -> None:
-        for rows in zip(aware, agnostic, strict=True):
-            self._read += 1
-            self._rows[self._read] = _both(rows)
-        self._waiting = []
-        if self._keep is not None:
-            self._rows = {p: row for p, row in self._rows.items() if p > self._read - self._keep}
-
-    def _free(self) -> None:
-        for sequence in self._sequences:
-            self.model.close(sequence)
-        self._sequences, self._waiting, self._rows, self._read = [], [], {}, 0
-
-
-def _both(rows: Iterable[LogTable]) -> Scores:
-    return np.stack(list(rows)).astype(np.float32, copy=False)
-
-
 def open_pair(
-    device: str, cloud: str, *, cloud_dtype: str = "bfloat16", max_length: int = 2048
+    device: str,
+    cloud: str,
+    *,
+    cloud_dtype: str = "bfloat16",
+    max_length: int = 2048,
+    align: Align = "none",
+    notes: NotesHow = "together",
+    weights: Sequence[float] = (),
 ) -> Pair:
     """The pair that `costeer evaluate` names.
 
@@ -240,21 +204,27 @@ def open_pair(
     from cloud_sim.live.load import load
     from cloud_sim.live.ragged import ATTENTION
 
-    big = RememberedPrompts(TransformersModel.open_source(cloud, dtype=cloud_dtype))
+    whole = load(cloud, dtype=cloud_dtype, attention=ATTENTION)
+    big = RememberedPrompts(TransformersModel(whole))
     branches: Branches
+    another: Callable[[], Branches] | None = None
     if device.startswith("float:"):
         loaded = load(device.removeprefix("float:"), dtype="float32", attention=ATTENTION)
-        small = RememberedPrompts(TransformersModel(loaded))
-        branches, text, name = ModelBranches(small), loaded.text, device
+        branches = ModelBranches(RememberedPrompts(TransformersModel(loaded)))
+        text, name, ends = loaded.text, device, loaded.end_ids
     else:
         from edge_runtime.branches import open_branches
         from edge_runtime.bundle import open_bundle
 
         bundle = open_bundle(Path(device))
         longest = min(max_length, bundle.manifest.architecture.max_context)
-        branches = open_branches(bundle, max_length=longest, threads=2)
-        text = Text.open(bundle)
-        files = bundle.manifest.files
+        another = partial(open_branches, bundle, max_length=longest, threads=2)
+        branches, text = another(), Text.open(bundle)
+        files, ends = bundle.manifest.files, tuple(bundle.manifest.tokens.end_ids)
         name = "+".join(sorted(file.sha256[:16] for file in files.values()))
     identity = {"device": name, "cloud": f"{cloud} {cloud_dtype}"}
-    return Pair(big, branches, text, identity)
+    # Only what is out of the ordinary is in the keys, so that what is kept stays known.
+    identity |= {"align": align} if align != "none" else {}
+    identity |= {"notes": f"{notes} {list(weights)}"} if notes != "together" else {}
+    theirs = None if align == "none" else whole.text
+    return Pair(big, branches, text, identity, align, theirs, ends, notes, tuple(weights), another)

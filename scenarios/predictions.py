@@ -31,6 +31,8 @@ FORM = 1
 """Part of every key: raised when the files change."""
 
 Table = npt.NDArray[np.float32]
+LogTable = npt.NDArray[np.floating]
+"""Log-probabilities [n, V]."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from cloud_sim.model import Logprobs, ScoreRequest
 from cloud_sim.session import session
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import Exchange
-from edge_runtime.device import CloudOnlyDevice, SteeredDevice
+from edge_runtime.device import CloudOnlyDevice
+from edge_runtime.policy import Device
 from edge_runtime.sampling import GREEDY
 from edge_runtime.schedules.alone import alone
 from edge_runtime.schedules.exchange import Request
@@ -20,7 +21,8 @@ from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.steering import Method
 from scenarios.datasets import Case
 from scenarios.metrics import distinct, facts_of, facts_told, rouge
-from scenarios.pair import ModelBranches, Pair, along
+from scenarios.model_branches import ModelBranches
+from scenarios.pair import Pair, along
 
 AT_ONCE = 64
 """Answers under way together: rows of a pass, which a processor likes to be many."""
@@ -108,18 +110,16 @@ class _Writing:
     def __init__(self, job: Job, pair: Pair, tokens: int, codec_name: str) -> None:
         self.job, self._pair = job, pair
         self._ends = set(pair.cloud.end_ids)
-        self._own: ModelBranches | None = None
+        self._own: list[ModelBranches] = []
         self._row: Logprobs | None = None
         self._base_logp = 0.0
         rule, case = job.rule, job.case
         self._informed = rule.base == "informed-cloud"
-        if not rule.steers:
-            device: CloudOnlyDevice | SteeredDevice = CloudOnlyDevice(GREEDY, self._ends, rule)
-        else:
-            branches = pair.branches
-            if isinstance(branches, ModelBranches):
-                branches = self._own = branches.sibling()
-            device = SteeredDevice(branches, pair.prompts(case), rule, GREEDY, self._ends)
+        device: Device = CloudOnlyDevice(GREEDY, self._ends, rule)
+        if rule.steers:
+            # Another tokenizer's last tokens may be read anew.
+            branches, self._own = pair.rows(case, 2 if pair.align == "none" else 8)
+            device = pair.device(case, rule, branches)
         if rule.asks_cloud:
             query = case.aware if self._informed else case.query
             schedule = lockstep(device, Request(query, "", codec(codec_name), tokens))
@@ -151,16 +151,15 @@ class _Writing:
     def close(self) -> None:
         """Free what the answer holds."""
         self._exchange.close()
-        if self._own is not None:
-            self._own.close()
-            self._own = None
+        while self._own:
+            self._own.pop().close()
 
     def measured(self) -> Answer:
         """The complete answer."""
         transcript, pair = self._exchange.transcript, self._pair
         ids = self._ids
         diverged = sum(bool(one.decision and one.decision.diverged) for one in transcript.records)
-        text = pair.text.decode([token for token in ids if token not in self._ends])
+        text = pair.spoken.decode([token for token in ids if token not in self._ends])
         known = None if self._row is None else self._base_logp
         upload, cloud = (known, None) if self._informed else (None, known)
         measured = measure(self.job.case, pair, ids, text, diverged, upload, cloud)

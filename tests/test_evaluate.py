@@ -23,7 +23,8 @@ from scenarios.evaluate import Evaluation, Plan, evaluate, predictions
 from scenarios.fit import fit, halves
 from scenarios.methods import parse, parse_all, score, steered
 from scenarios.metrics import kl
-from scenarios.pair import Lengths, ModelBranches, Pair, along, both_along
+from scenarios.model_branches import ModelBranches
+from scenarios.pair import Lengths, Pair, along, both_along
 from scenarios.predictions import AGNOSTIC, AWARE, CLOUD, UPLOAD, Predictions, Store, gather
 from tests.tiny import write_model
 

@@ -14,10 +14,10 @@ import pytest
 from edge_runtime.branches import open_branches
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import ConnectionFailed, UsageError
+from edge_runtime.notes import ManyNotes, prompts_of
 from edge_runtime.text import Text
 from scenarios.datasets import read
 from scenarios.judge import Judge
-from scenarios.notes import ManyNotes, prompts_of
 
 CASE = read("notes", limit=1)[0]
 

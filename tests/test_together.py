@@ -25,7 +25,8 @@ from edge_runtime.text import Text
 from scenarios.datasets import Case, read
 from scenarios.evaluate import Plan, evaluate
 from scenarios.methods import parse_all
-from scenarios.pair import Lengths, ModelBranches, Pair, along
+from scenarios.model_branches import ModelBranches
+from scenarios.pair import Lengths, Pair, along
 from scenarios.predictions import Store
 from scenarios.written import Job, write
 from tests.tiny import write_model
