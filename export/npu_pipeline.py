@@ -86,7 +86,7 @@ def export_npu(
         binaries = sum(made.binary.stat().st_size for made in built.compiled.values())
         weights_bytes = max(binaries, (writer.path / WEIGHTS).stat().st_size)
         manifest = manifest_for(source, chosen, config, language, weights_bytes, options.past)
-        manifest = _with_npu(manifest, built)
+        manifest = writer.finish(_with_npu(manifest, built))
         report = None
         if verify:
             report = verify_npu(

@@ -23,7 +23,7 @@ from edge_runtime.text import Text
 from export.npu import NpuOptions
 from export.npu_compile import HTP
 from export.npu_pipeline import export_npu
-from export.npu_verify import CPU_CASES, GRAPHS
+from export.npu_verify import CPU_CASES, GRAPHS, SIMULATED_TEXT
 from tests.test_verify import KEYS
 from tests.tiny import VOCABULARY_SIZE
 
@@ -59,6 +59,9 @@ def test_the_report_has_the_form_of_a_cpu_target_s(exported: Path, bundle: Bundl
     assert report["positions"] == 8
     assert report["on_cpu_provider"]["cases"] == CPU_CASES
     assert set(report["context_binary_mb"]) == {*GRAPHS, "decode+head"}
+    assert report["size_mb"] == pytest.approx(bundle.size_bytes / 1e6, abs=0.01)
+    assert report["text_positions"] == 2 * (SIMULATED_TEXT - 1)
+    assert set(report["mobile"]) == set(GRAPHS)
     assert report["kl_aware"] < 0.01
     assert report["kl_agnostic"] < 0.01
     assert bundle.manifest.ready == report["ready"]
