@@ -22,6 +22,7 @@ class OutsideClock:
     """A whole token as the schedule drives it; what onnxruntime takes is subtracted."""
 
     def __init__(self, branches: Any, token: int, candidates: int) -> None:
+        from edge_runtime import growing
         from edge_runtime.candidates import TopK
         from edge_runtime.engine import Binding
 
@@ -38,6 +39,15 @@ class OutsideClock:
             clock._inside += time.perf_counter() - began
 
         Binding.run = timed  # type: ignore[method-assign]
+        call = growing.call
+
+        def timed_call(*arguments: Any) -> list[Any]:
+            began = time.perf_counter()
+            found = call(*arguments)
+            clock._inside += time.perf_counter() - began
+            return found
+
+        growing.call = timed_call
 
     def token(self, ids: np.ndarray) -> float:
         """Milliseconds outside onnxruntime for decoding a frame, head, steering and step."""
@@ -60,8 +70,10 @@ class OutsideClock:
 
 def operators(bundle: Bundle, job: Job, text: list[int], past: int) -> dict[str, float]:
     """Milliseconds of one two-row step by operator type, the largest first."""
-    from edge_runtime import decoder as module
+    from edge_runtime import decoder, growing
     from edge_runtime.branches import TwoBranches
+
+    module: Any = growing if growing.grows(bundle) else decoder
 
     with tempfile.TemporaryDirectory() as folder:
         plain = module.open_session
@@ -69,7 +81,7 @@ def operators(bundle: Bundle, job: Job, text: list[int], past: int) -> dict[str,
         def profiled(path: Path, *, threads: int = 1) -> Any:
             return plain(path, threads=threads, profile_prefix=f"{folder}/ops")
 
-        module.open_session = profiled  # type: ignore[assignment]
+        module.open_session = profiled
         try:
             rows = TwoBranches.open(bundle, max_length=job.context_tokens, threads=job.threads)
         finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +131,23 @@ def test_the_report_judges_it_like_every_target(tiny_model_dir: Path, tmp_path: 
     assert made.report["branches"] == open_bundle(made.path, force=True).manifest.branches
     assert "GroupQueryAttention" not in made.report["ops"]
     assert not list(made.path.glob("*/"))
+
+
+def test_the_commands_run_it_like_any_bundle(portable: Bundle, tmp_path: Path) -> None:
+    def costeer(*words: str) -> dict:
+        run = subprocess.run(
+            [sys.executable, "-m", "costeer", *words, "--json"],
+            capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        return dict(json.loads(run.stdout.splitlines()[-1]))
+
+    note = tmp_path / "note.txt"
+    note.write_text("I am a vegetarian in Porto.", encoding="utf-8")
+    alone = ("--method", "device-only", "--context", str(note), "--max-tokens", "5")
+    answer = costeer("generate", str(portable.path), "Where should we eat tonight?", *alone)
+    assert len(answer["tokens"]) == 5
+    report = costeer(
+        "profile", str(portable.path), "--context-tokens", "100", "--past", "32", "--rounds", "3"
+    )
+    assert report["ops_ms"]["MatMulNBits"] > 0
