@@ -47,7 +47,7 @@ class OutsideClock:
             clock._inside += time.perf_counter() - began
             return found
 
-        growing.call = timed_call
+        growing.call = timed_call  # type: ignore[assignment]
 
     def token(self, ids: np.ndarray) -> float:
         """Milliseconds outside onnxruntime for decoding a frame, head, steering and step."""
