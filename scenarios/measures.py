@@ -2,6 +2,9 @@
 
 time      one answer over a simulated link: when each token came, and what it cost
 quality   a reference answer, teacher-forced: how likely the method finds it
+both      both in one row: the price and the worth of the same setting (codec included)
+fleet     many phones, each with that answer, on one cloud
+codec     what a codec does to a prediction: bytes, time to encode, the steered token, the gap
 """
 
 from __future__ import annotations
@@ -10,9 +13,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.candidates import codec
+from edge_runtime.steering import method
+from edge_runtime.weights import cache_dir
 from scenarios.models import LocalModels, Models, export_if_needed
 from scenarios.plans import plan_of
-from scenarios.run import link_of, machines_of, run_cell
+from scenarios.recordings import RecordedPair
+from scenarios.run import Result, link_of, machines_of, run_cell
 from scenarios.spec import Cell
 
 QUALITY_TOKENS = 1500
@@ -23,32 +30,49 @@ class Measures:
     """Runs groups of cells of any kind; what it opens it keeps for the next group."""
 
     def __init__(self, folder: Path, models: Models | None = None) -> None:
-        self._folder = folder
-        self._models = models or LocalModels(folder / "tapes")
-        self._pairs: dict[tuple[str, str], Any] = {}
+        self._own = models
+        self._local = LocalModels(folder / "tapes")
+        self._recorded = RecordedPair()
+        self._pairs: dict[tuple[str, ...], Any] = {}
+        self._last: tuple[object, Any] = (None, None)
 
     def run(self, cells: Sequence[Cell]) -> Iterator[dict[str, Any]]:
         """Each cell's result as plain values: `row`, and `tokens` where there is an answer."""
-        if cells[0].measure == "quality":
-            yield from map(self._quality, cells)
-            return
-        for cell in cells:
-            if cell.measure == "fleet":
-                yield self._fleet(cell)
-                continue
-            result = run_cell(cell, self._models)
-            yield {"row": result.row, "tokens": result.tokens}
-        if isinstance(self._models, LocalModels):
-            self._models.keep()
+        measure = {
+            "time": self._time,
+            "quality": lambda cell: {"row": self._quality(cell)},
+            "both": self._both,
+            "fleet": self._fleet,
+            "codec": self._codec,
+        }[cells[0].measure]
+        yield from map(measure, cells)
+        self._local.keep()
+
+    def _models(self, cell: Cell) -> Models:
+        return self._own or (self._recorded if cell.recorded else self._local)
+
+    def _time(self, cell: Cell) -> dict[str, Any]:
+        result = run_cell(cell, self._models(cell))
+        return {"row": result.row, "tokens": result.tokens}
+
+    def _both(self, cell: Cell) -> dict[str, Any]:
+        """The answer's row; the reference's figures, its tokens renamed; what the answer tells."""
+        result = run_cell(cell, self._models(cell))
+        quality = self._quality(cell)
+        quality["reference_tokens"] = quality.pop("tokens")
+        origin = {**quality.pop("origin"), **result.row["origin"]}
+        row = {**quality, **result.row, "origin": origin, **self._told(cell, result)}
+        return {"row": row, "tokens": result.tokens}
 
     def _fleet(self, cell: Cell) -> dict[str, Any]:
         """Phones that all give the cell's answer, recorded once, to one cloud that batches."""
         from cloud_sim.sim.fleet import fleet, poisson
         from cloud_sim.sim.machines import cloud
 
-        machines = machines_of(cell, self._models)
-        alone = run_cell(cell, self._models, machines)
-        replay = self._models.replay(cell)
+        models = self._models(cell)
+        machines = machines_of(cell, models)
+        alone = run_cell(cell, models, machines)
+        replay = models.replay(cell)
         # From here on only the recording: what a cloud guesses beyond it is stood in for.
         replay.cloud = replay.branches = None
         link = link_of(cell)
@@ -83,27 +107,27 @@ class Measures:
 
     def _quality(self, cell: Cell) -> dict[str, Any]:
         """The method on the case's reference, and the two ends of the gap on the same tokens."""
-        from edge_runtime.steering import method
-        from edge_runtime.weights import cache_dir
         from scenarios.evaluate import predictions
         from scenarios.methods import score
         from scenarios.pair import Lengths
         from scenarios.predictions import Store
 
-        pair = self._pair(cell.bundle, cell.cloud_model)
+        pair = self._pair(cell)
         lengths = Lengths()
         kept = predictions(
             pair.cut(cell.case, lengths), pair, lengths, Store(cache_dir() / "evaluate")
         )
         ends = {name: score(method(name), kept) for name in ("cloud-only", "upload")}
         rule = method(cell.method, cell.gain)
-        result = score(rule, kept)
-        row = {
+        # A study of quality alone asks what a rule is worth, whatever the wire loses.
+        result = score(rule, kept, codec(cell.codec) if cell.measure == "both" else None)
+        return {
             "case": cell.case.id,
             "method": cell.method,
             "gain": rule.gain,
             "bundle": cell.bundle,
             "cloud_model": cell.cloud_model,
+            "translation": cell.translation,
             "seed": cell.seed,
             "nll": result.nll,
             "tokens": result.tokens,
@@ -114,13 +138,41 @@ class Measures:
             "upload_nll": ends["upload"].nll,
             "origin": {"nll": "measured"},
         }
-        return {"row": row}
 
-    def _pair(self, bundle: str, cloud_model: str) -> Any:
+    def _told(self, cell: Cell, result: Result) -> dict[str, Any]:
+        """The answer itself: its likelihood with and without the note (nats, summed), and facts."""
+        from scenarios.predictions import Store
+        from scenarios.written import measure
+
+        pair, ids = self._pair(cell), result.transcript.tokens
+        store = Store(cache_dir() / "evaluate")
+        key = store.key(
+            what="told", ids=ids, aware=cell.case.aware, query=cell.case.query, **pair.identity
+        )
+        found = store.record(key)
+        if found is None:
+            found = measure(cell.case, pair, ids, result.row["text"], 0).record()
+            store.keep_record(key, found)
+        names = ("upload_logp", "cloud_logp", "facts", "of_facts", "note_facts")
+        return {"answer_tokens": len(ids)} | {name: found[name] for name in names}
+
+    def _codec(self, cell: Cell) -> dict[str, Any]:
+        from scenarios.codec_study import Vectors, measure, vectors
+
+        pair = self._pair(cell)
+        asked = (cell.case, cell.bundle, cell.cloud_model)
+        if self._last[0] != asked:
+            self._last = asked, vectors(pair, cell.case)
+        kept: Vectors = self._last[1]
+        row, clock = measure(cell, kept)
+        return {"row": row, "clock": clock}
+
+    def _pair(self, cell: Cell) -> Any:
         from scenarios.pair import open_pair
 
-        key = (bundle, cloud_model)
+        key = (cell.bundle, cell.cloud_model, cell.translation)
         if key not in self._pairs:
+            bundle = cell.bundle
             device = bundle if bundle.startswith("float:") else str(export_if_needed(bundle))
-            self._pairs[key] = open_pair(device, cloud_model, max_length=QUALITY_TOKENS)
+            self._pairs[key] = open_pair(device, cell.cloud_model, max_length=QUALITY_TOKENS)
         return self._pairs[key]

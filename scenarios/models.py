@@ -45,13 +45,15 @@ class Models(Protocol):
 def bundle_path(name: str) -> Path:
     """Where the bundle called `name` is: a folder, or a known model exported into the cache.
 
-    Raises `UsageError` when it is neither.
+    A known model may name its export target: `smollm2-135m@cpu-int4`. Raises `UsageError` when it
+    is neither.
     """
     folder = Path(name)
     if (folder / "manifest.json").is_file() or folder.is_dir():
         return folder
-    if name in ALIASES:
-        return cache_dir() / "bundles" / f"{name}-{TARGET}"
+    model, target = model_and_target(name)
+    if model in ALIASES:
+        return cache_dir() / "bundles" / f"{model}-{target}"
     raise UsageError(
         "bundle",
         "neither a bundle's folder nor a model that can be fetched",
@@ -60,17 +62,24 @@ def bundle_path(name: str) -> Path:
     )
 
 
+def model_and_target(name: str) -> tuple[str, str]:
+    """`MODEL` or `MODEL@TARGET`."""
+    model, _, target = name.partition("@")
+    return model, target or TARGET
+
+
 def export_if_needed(name: str) -> Path:
     """`bundle_path`, made by `costeer export` in a process of its own when it is not there."""
     path = bundle_path(name)
     if (path / "manifest.json").is_file():
         return path
-    if name not in ALIASES:
+    model, target = model_and_target(name)
+    if model not in ALIASES:
         raise EnvironmentFailure(
             str(path), "there is no manifest.json in this folder", todo="Make it: costeer export"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "costeer", "export", "--model", name, "--target", TARGET]
+    command = [sys.executable, "-m", "costeer", "export", "--model", model, "--target", target]
     done = subprocess.run([*command, "--out", str(path)], stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise EnvironmentFailure(

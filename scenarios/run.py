@@ -16,8 +16,10 @@ from cloud_sim.sim.machines import cloud, device
 from cloud_sim.sim.row import row
 from cloud_sim.sim.simulate import Labels, simulate
 from edge_runtime.device import CloudOnlyDevice
+from edge_runtime.ledger import ledger
 from edge_runtime.policy import Device
 from edge_runtime.transcript import Transcript
+from scenarios import placement
 from scenarios.answers import token_row
 from scenarios.models import Models
 from scenarios.plans import plan_of
@@ -74,6 +76,18 @@ def run_cell(cell: Cell, models: Models, machines: Machines | None = None) -> Re
         transport=link.transport,
         labels=Labels(cell.method, rule.gain, cell.schedule, cell.codec),
     )
+    if cell.placement == "cloud":
+        uplink, downlink = link.links(cell.seed)
+        sides = placement.Sides(
+            uplink,
+            downlink,
+            link.transport,
+            machines.device,
+            machines.cloud,
+            replay.tape.vocabulary_size,
+            replay.tape.prompt_lengths[0],
+        )
+        transcript = placement.in_the_cloud(transcript, sides)
     decode = models.decode(cell)
     tokens = [token_row(record, decode([record.token]), decode) for record in transcript.records]
     origins = {
@@ -88,6 +102,10 @@ def run_cell(cell: Cell, models: Models, machines: Machines | None = None) -> Re
         "cloud_profile": cell.cloud,
         "bundle": cell.bundle,
         "cloud_model": cell.cloud_model,
+        "translation": cell.translation,
+        "placement": cell.placement,
+        "evidence_bits": ledger(transcript, rule, replay.sampler).bits,
+        "context_bits": 0.0,
         **row(transcript, profile=cell.network, seed=cell.seed, origins=origins),
         "text": decode(transcript.tokens),
         "peak_rss_mb": None,

@@ -16,7 +16,6 @@ frozen dataclasses out. Axes multiply: `Scenario.cells` is every combination, in
 from __future__ import annotations
 
 import itertools
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,8 +24,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field
 
 from edge_runtime.checked import Checked, check, toml
-from edge_runtime.errors import SpecError, UsageError, did_you_mean
+from edge_runtime.errors import SpecError
 from scenarios.datasets import Case, read
+from scenarios.recordings import cases as recorded_cases
+from scenarios.settings import apply
 
 T = TypeVar("T")
 Name = Annotated[str, Field(min_length=1)]
@@ -40,14 +41,20 @@ Axis = Annotated[
 ]
 """One value or a list of them."""
 Names = Axis[Name]
-Measure = Literal["time", "quality", "fleet"]
+Measure = Literal["time", "quality", "both", "fleet", "codec"]
+Translation = Literal["", "map", "byte"]
+Placement = Literal["device", "cloud"]
 
 
 class DeviceTable(Checked):
     """What runs on the phone, and how fast it is taken to be."""
 
     bundle: Names = ("smollm2-135m",)
+    """A bundle's folder; a model that can be fetched, with an export target behind @
+    ("smollm2-135m@cpu-int4"); or "float:MODEL", unquantized (quality only)."""
     profile: Names = ("this-machine",)
+    weights_mb: Annotated[float, Field(gt=0)] | None = None
+    """What one step reads, where no bundle says so (recorded answers)."""
 
 
 class CloudTable(Checked):
@@ -71,6 +78,10 @@ class AnswerTable(Checked):
     gain: Axis[Gain] | None = None
     codec: Names = ("topk:64",)
     schedule: Names = ("lockstep",)
+    translation: Axis[Translation] = ("",)
+    """How a small model with another tokenizer is heard (`edge_runtime.alignment`)."""
+    placement: Axis[Placement] = ("device",)
+    """Where steering happens; "cloud" sends what the note changes up (`scenarios.placement`)."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -85,6 +96,8 @@ class CaseTable(Checked):
     """A data set's name (`scenarios.datasets`), or a .jsonl file of one's own notes."""
     file: str = ""
     """Where a data set that does not ship is, relative to the scenario's folder."""
+    recorded: str = ""
+    """A folder of answers that a real pair gave (`scenarios.recordings`): instead of the above."""
     limit: Annotated[int, Field(ge=1)] | None = None
 
 
@@ -133,6 +146,10 @@ class Cell:
     top_p: float = 1.0
     devices: int = 1
     arrivals_per_s: float = 0.0
+    translation: Translation = ""
+    placement: Placement = "device"
+    weights_mb: float | None = None
+    recorded: str = ""
 
     def settings(self) -> dict[str, Any]:
         """All of it as plain values, for a row or a hash."""
@@ -152,7 +169,8 @@ class Scenario:
     max_tokens: int = 64
     temperature: float = 0.0
     top_p: float = 1.0
-    fleet: FleetTable | None = None
+    weights_mb: float | None = None
+    recorded: str = ""
     varied: tuple[str, ...] = field(default=())
     """Axes with more than one value."""
 
@@ -166,6 +184,8 @@ class Scenario:
                     max_tokens=self.max_tokens,
                     temperature=self.temperature,
                     top_p=self.top_p,
+                    weights_mb=self.weights_mb,
+                    recorded=self.recorded,
                     **dict(zip(self.axes, values, strict=True)),
                 )
 
@@ -183,15 +203,15 @@ def read_scenario(path: Path, settings: Sequence[str] = ()) -> Scenario:
     """
     content = toml(path)
     for setting in settings:
-        _apply(content, setting)
+        apply(content, setting, ScenarioTable)
     return scenario(content, where=str(path))
 
 
 def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario:
     """The scenario that `content` (a file's tables) describes. Raises `SpecError`."""
     table = check(dict(content), ScenarioTable, where=where)
-    case = table.case
-    if bool(case.query) == bool(case.dataset):
+    case, folder = table.case, Path(where).parent
+    if bool(case.query) == bool(case.dataset) and not case.recorded:
         raise SpecError(
             f"{where}: case",
             "needs either a query (with its context) or a dataset",
@@ -204,6 +224,8 @@ def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario
         "method": table.answer.method,
         "gain": table.answer.gain or (None,),
         "codec": table.answer.codec,
+        "translation": table.answer.translation,
+        "placement": table.answer.placement,
         "schedule": table.answer.schedule,
         "device": table.device.profile,
         "cloud": table.cloud.profile,
@@ -222,54 +244,27 @@ def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario
         name=table.name,
         about=table.about,
         measure=table.measure,
-        cases=_cases(case, Path(where).parent),
+        cases=_cases(case, folder),
         axes=axes,
         max_tokens=table.answer.max_tokens,
         temperature=table.answer.temperature,
         top_p=table.answer.top_p,
-        fleet=table.fleet,
+        weights_mb=table.device.weights_mb,
+        recorded=case.recorded and str(_beside(folder, case.recorded).resolve()),
         varied=tuple(name for name, values in axes.items() if len(values) > 1),
     )
 
 
+def _beside(folder: Path, name: str) -> Path:
+    """A path in a scenario: relative to its folder, or, as `--set` means it, to where we are."""
+    return folder / name if (folder / name).exists() else Path(name)
+
+
 def _cases(table: CaseTable, folder: Path) -> tuple[Case, ...]:
+    if table.recorded:
+        return recorded_cases(_beside(folder, table.recorded))[: table.limit]
     if table.dataset:
-        path = folder / table.file if table.file else None
+        path = _beside(folder, table.file) if table.file else None
         return tuple(read(table.dataset, path, table.limit))
     aware = f"{table.context}\n\n{table.query}" if table.context else table.query
     return (Case("case", table.query, table.context, aware),)
-
-
-def _apply(content: dict[str, Any], setting: str) -> None:
-    """Put KEY=VALUE into `content`; VALUE is TOML, or else a plain string."""
-    key, equals, text = setting.partition("=")
-    path = [part.strip() for part in key.split(".")]
-    if not equals or not all(path):
-        raise UsageError(
-            "--set", "not a setting", got=setting, allowed="KEY=VALUE", todo="As in seed=3"
-        )
-    _known(path, setting)
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    table = content
-    for part in path[:-1]:
-        table = table.setdefault(part, {})
-    table[path[-1]] = value
-
-
-def _known(path: Sequence[str], setting: str) -> None:
-    table: Any = ScenarioTable
-    for depth, part in enumerate(path):
-        known = table.model_fields if table else {}
-        if part not in known:
-            prefix = ".".join(path[:depth])
-            raise UsageError(
-                f"--set {setting}",
-                f"unknown key {part!r}" + (f" in {prefix}" if prefix else ""),
-                todo=did_you_mean(part, known) if known else "Leave it out",
-            )
-        annotation = known[part].annotation
-        inner = [annotation, *getattr(annotation, "__args__", ())]
-        table = next((k for k in inner if isinstance(k, type) and issubclass(k, Checked)), None)

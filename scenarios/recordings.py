@@ -1,0 +1,156 @@
+"""Answers that a real pair of models gave, kept in files, as the cases of a time study.
+
+    FOLDER/<case>@<gain>.npz    one answer (written by `benchmarks.record_answers`)
+    FOLDER/tokenizer.json       the pair's tokenizer, if answers shall be readable in reports
+
+A file holds, for each position, the cloud's best candidates and both rows of the small model over
+them: all that lockstep and run-ahead ask on the way of the answer. So any link, machine and window
+can be tried without a model. What the cloud guesses beside the way is stood in for (see
+`cloud_sim.sim.tape`); a schedule that drafts leaves the way and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cloud_sim.sim.replay import Replay
+from cloud_sim.sim.tape import Tape, child
+from edge_runtime.candidates import TopK
+from edge_runtime.errors import SpecError, UsageError
+from edge_runtime.sampling import GREEDY
+from edge_runtime.schedules.exchange import Request
+from edge_runtime.steering import method
+from scenarios.datasets import Case
+
+if TYPE_CHECKING:
+    from scenarios.spec import Cell
+
+VOCABULARY = 151_936
+"""Rows of the pair's output layer, where a file does not say."""
+
+
+def cases(folder: Path) -> tuple[Case, ...]:
+    """The recorded cases in the order of their names. Raises `SpecError` when there are none.
+
+    A recording has no note: `context` is empty, only its length is known.
+    """
+    found: dict[str, Case] = {}
+    for path in sorted(folder.glob("*@*.npz")):
+        name = path.stem.rpartition("@")[0]
+        if name not in found:
+            with np.load(path) as arrays:
+                query = str(arrays["query"])
+            found[name] = Case(name, query, "", query, kind="recorded")
+    if not found:
+        raise SpecError(
+            str(folder),
+            "there are no recorded answers in this folder",
+            todo="Make some: python -m benchmarks.record_answers",
+        )
+    return tuple(found.values())
+
+
+def file_of(cell: Cell) -> Path:
+    """Where the cell's answer is."""
+    return Path(cell.recorded) / f"{cell.case.id}@{method(cell.method, cell.gain).gain:.3g}.npz"
+
+
+def read(path: Path) -> Tape:
+    """One recorded answer as a tape. Raises `UsageError` when it is not there."""
+    if not path.is_file():
+        raise UsageError(
+            "recorded answers",
+            "this case was not recorded with this gain",
+            got=path.name,
+            allowed=", ".join(sorted({p.stem.rpartition("@")[2] for p in path.parent.glob("*@*")})),
+        )
+    with np.load(path) as file:
+        arrays = dict(file)
+    ids, logprobs, scores = (arrays[name] for name in ("ids", "logprobs", "scores"))
+    codec = TopK(ids.shape[1])
+    agnostic, aware = (int(count) for count in arrays["prompts"])
+    tape = Tape(
+        str(arrays["query"]),
+        "recorded",
+        "",
+        int(arrays.get("vocabulary_size", VOCABULARY)),
+        tuple(int(end) for end in arrays.get("end_ids", ())),
+        codec.name,
+        (0,) * agnostic,
+        (aware, agnostic),
+    )
+    node = tape.root
+    for position, token in enumerate(arrays["tokens"].tolist()):
+        node.payload = codec.pack(ids[position], logprobs[position])
+        node.scores = scores[position]
+        node = child(node, token)
+    return tape
+
+
+class RecordedReplay(Replay):
+    """A replay that ends where the recording does."""
+
+    def request(self, max_tokens: int) -> Request:
+        """What the device asks for."""
+        length, node = 0, self.tape.root
+        while node.children and node.payload is not None:
+            length, node = length + 1, next(iter(node.children.values()))
+        return super().request(min(max_tokens, length))
+
+
+@dataclass(slots=True)
+class RecordedPair:
+    """`scenarios.models.Models` over recorded answers: no model is loaded."""
+
+    _tapes: dict[Path, Tape] = field(default_factory=dict)
+
+    def replay(self, cell: Cell) -> Replay:
+        """The cell's answer. Raises `UsageError` for a codec or a temperature other than
+        the recording's."""
+        path = file_of(cell)
+        if path not in self._tapes:
+            self._tapes[path] = read(path)
+        tape = self._tapes[path]
+        if cell.codec != tape.codec or cell.temperature:
+            raise UsageError(
+                "recorded answers",
+                "they hold one codec and are greedy",
+                got=f"{cell.codec}, temperature {cell.temperature:g}",
+                allowed=f"{tape.codec}, temperature 0",
+            )
+        return RecordedReplay(tape, method(cell.method, cell.gain), GREEDY)
+
+    def decode(self, cell: Cell) -> Callable[..., str]:
+        """Ids to text, if there is a tokenizer beside the answers; else the ids themselves."""
+        return _decoder(Path(cell.recorded) / "tokenizer.json")
+
+    def weights_mb(self, cell: Cell) -> float:
+        """What the study says. Raises `UsageError` when it does not."""
+        if cell.weights_mb is None:
+            raise UsageError(
+                "device.weights_mb",
+                "recorded answers do not say how large the small model is",
+                todo="Set it: what one step reads, in 10^6 bytes (494 for 0.5 billion INT8 weights)",
+            )
+        return cell.weights_mb
+
+
+@lru_cache(maxsize=4)
+def _decoder(path: Path) -> Callable[..., str]:
+    if not path.is_file():
+        return lambda ids: "".join(f" {token}" for token in ids)
+    from tokenizers import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_file(str(path))
+
+    def decode(ids: Iterable[int]) -> str:
+        text: str = tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    return decode
