@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from scenarios.figures import Figure, Series
+from scenarios.figures import COLOURS, Figure, Series
+
+SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
+"""plotly's names for `figures.MARKS`."""
+INK = "#77777d"
+"""Readable on the light and on the dark page."""
+GRID = "rgba(128,128,128,.25)"
 
 
 def script() -> str:
@@ -20,27 +26,37 @@ def fragment(figure: Figure) -> str:
     import plotly.graph_objects as go
 
     drawn = go.Figure()
+    height = 440
     if figure.kind == "grid":
-        _grid(drawn, figure)
+        height = 110 + 62 * _grid(drawn, figure)
     else:
-        for series in figure.series:
-            drawn.add_trace(_marks(series))
+        for index, series in enumerate(figure.series):
+            drawn.add_trace(_marks(series, index))
+    named = sum(series.named for series in figure.series)
     drawn.update_layout(
         template="plotly_white",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        height=420,
-        margin={"l": 60, "r": 20, "t": 20, "b": 60},
-        legend={"orientation": "h", "y": 1.12},
+        height=height + (22 * -(-named // 3) if named > 1 else 0),
+        margin={"l": 70, "r": 20, "t": 20, "b": 60},
+        showlegend=named > 1,
+        # Above the plot, so that long names neither cover marks nor narrow it.
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         xaxis_title=figure.x_label,
         yaxis_title=figure.y_label,
-        font={"color": "#77777d"},
+        font={"color": INK},
     )
-    drawn.update_xaxes(type="log" if figure.x_log else None, gridcolor="rgba(128,128,128,.25)")
-    drawn.update_yaxes(gridcolor="rgba(128,128,128,.25)")
+    drawn.update_xaxes(gridcolor=GRID, automargin=True, zerolinecolor=GRID)
+    drawn.update_yaxes(gridcolor=GRID, automargin=True, zerolinecolor=GRID)
+    if figure.x_log:
+        drawn.update_xaxes(type="log", dtick="D2", exponentformat="none")
+    if figure.y_log:
+        drawn.update_yaxes(type="log", dtick="D2", exponentformat="none")
     if figure.x_names:
         places = list(range(len(figure.x_names)))
-        drawn.update_xaxes(tickvals=places, ticktext=list(figure.x_names))
+        drawn.update_xaxes(
+            tickvals=places, ticktext=list(figure.x_names), range=[-0.6, len(places) - 0.4]
+        )
     text: str = drawn.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -50,14 +66,19 @@ def fragment(figure: Figure) -> str:
     return text
 
 
-def _marks(series: Series) -> Any:
+def _marks(series: Series, index: int) -> Any:
     import plotly.graph_objects as go
 
     points = series.points
+    look = index if series.colour is None else series.colour
+    colour = COLOURS[look % len(COLOURS)]
+    symbol = SYMBOLS[look % len(SYMBOLS)]
+    front_line = series.joined and not series.named
+    hollow = [p.front is not None and p.front < 0.5 for p in points]
 
     def bars(axis: str) -> dict[str, Any] | None:
         lows = [getattr(p, f"{axis}_low") for p in points]
-        if all(low is None for low in lows):
+        if front_line or all(low is None for low in lows):
             return None
         highs = [getattr(p, f"{axis}_high") for p in points]
         at = [getattr(p, axis) for p in points]
@@ -69,33 +90,52 @@ def _marks(series: Series) -> Any:
             "thickness": 1,
         }
 
+    shares = [
+        "" if p.front is None else f"<br>on the front in {p.front:.0%} of resamples" for p in points
+    ]
     return go.Scatter(
         name=series.name,
         x=[p.x for p in points],
         y=[p.y for p in points],
-        text=[p.label for p in points],
+        text=[p.label + share for p, share in zip(points, shares, strict=True)],
         error_x=bars("x"),
         error_y=bars("y"),
-        mode="lines+markers" if series.joined else "markers",
-        hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
+        mode="lines" if front_line else "lines+markers" if series.joined else "markers",
+        line={"color": colour, "dash": "dot" if front_line else "solid", "width": 1.5},
+        marker={
+            "color": colour,
+            "size": 9,
+            "symbol": [f"{symbol}-open" if empty else symbol for empty in hollow],
+        },
+        showlegend=series.named,
+        hoverinfo="skip" if front_line else None,
+        hovertemplate=None if front_line else "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
     )
 
 
-def _grid(drawn: Any, figure: Figure) -> None:
+def _grid(drawn: Any, figure: Figure) -> int:
+    """Draw fields; the number of rows."""
     import plotly.graph_objects as go
 
-    down = list(dict.fromkeys(cell[0] for cell in figure.grid))
+    down = list(dict.fromkeys(cell[0] for cell in figure.grid))[::-1]
     right = list(dict.fromkeys(cell[1] for cell in figure.grid))
     found = {(cell[0], cell[1]): cell for cell in figure.grid}
+    texts = [[found[d, r][3] if (d, r) in found else "" for r in right] for d in down]
     drawn.add_trace(
         go.Heatmap(
             x=right,
             y=down,
             z=[[found[d, r][2] if (d, r) in found else None for r in right] for d in down],
-            text=[[found[d, r][3] if (d, r) in found else "" for r in right] for d in down],
+            text=[[text.replace("\n", "<br>") for text in row] for row in texts],
             texttemplate="%{text}",
-            colorscale="YlOrBr",
+            textfont={"color": "#1d1d1f"},
+            hovertemplate="%{y}, %{x}<br>%{text}<extra></extra>",
+            # Pale throughout: the text stands on it.
+            colorscale=[[0, "#fff7e0"], [1, "#f0a830"]],
             showscale=False,
+            xgap=2,
+            ygap=2,
         )
     )
-    drawn.update_xaxes(type="category")
+    drawn.update_xaxes(type="category", side="top" if not figure.x_label else "bottom")
+    return len(down)

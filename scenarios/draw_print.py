@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 from edge_runtime.files import write_whole
-from scenarios.figures import Figure
+from scenarios.figures import COLOURS, MARKS, Figure
+
+MOST_LABELS = 14
+"""With more marks than these, names on the marks lie upon each other."""
 
 
 def save(figure: Figure, folder: Path) -> list[Path]:
@@ -19,14 +23,12 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     matplotlib.rcParams["svg.hashsalt"] = figure.name
     from matplotlib import pyplot
 
-    drawn, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=150, layout="constrained")
-    if figure.kind == "grid":
-        _grid(figure, axes)
-    else:
-        _marks(figure, axes)
-    axes.set_title(figure.title, loc="left", fontsize=11)
+    drawn, axes = pyplot.subplots(figsize=_size(figure), dpi=150, layout="constrained")
+    {"grid": _grid, "marks": _marks, "bars": _bars, "text": _text}[figure.kind](figure, axes)
     axes.set_xlabel(figure.x_label, fontsize=9)
     axes.set_ylabel(figure.y_label, fontsize=9)
+    # Over the whole picture: a title of the axes would lie upon a legend above them.
+    drawn.suptitle(figure.title, x=0.01, ha="left", fontsize=11)
     paths = []
     for ending in ("png", "svg"):
         sink = io.BytesIO()
@@ -49,45 +51,182 @@ def numbers(figure: Figure) -> str:
     return text.getvalue()
 
 
-def _marks(figure: Figure, axes: object) -> None:
-    for series in figure.series:
-        x = [point.x for point in series.points]
-        y = [point.y for point in series.points]
-        below = [p.y - p.y_low if p.y_low is not None else 0.0 for p in series.points]
-        above = [p.y_high - p.y if p.y_high is not None else 0.0 for p in series.points]
-        axes.errorbar(  # type: ignore[attr-defined]
+def _size(figure: Figure) -> tuple[float, float]:
+    if figure.kind == "grid":
+        down = len({cell[0] for cell in figure.grid})
+        right = len({cell[1] for cell in figure.grid})
+        return max(7.2, 1.8 + 1.45 * right), 1.3 + 0.55 * down
+    if figure.kind == "text":
+        return 7.2, 0.9 + 0.24 * len(_lines(figure))
+    named = sum(series.named for series in figure.series)
+    return 7.2, 4.2 + (0.2 * -(-named // 2) if named > 1 else 0)
+
+
+def _marks(figure: Figure, axes: Any) -> None:
+    for index, series in enumerate(figure.series):
+        points = series.points
+        x, y = [point.x for point in points], [point.y for point in points]
+        look = index if series.colour is None else series.colour
+        colour, mark = COLOURS[look % len(COLOURS)], MARKS[look % len(MARKS)]
+        if series.joined and not series.named:
+            axes.plot(x, y, ":", color=colour, linewidth=1.2)
+            continue
+        bars = {
+            f"{axis}err": [
+                [max(0.0, _of(p, axis) - _of(p, f"{axis}_low", axis)) for p in points],
+                [max(0.0, _of(p, f"{axis}_high", axis) - _of(p, axis)) for p in points],
+            ]
+            for axis in ("x", "y")
+        }
+        axes.errorbar(x, y, fmt="none", ecolor=colour, elinewidth=0.8, capsize=2, **bars)
+        axes.plot(
             x,
             y,
-            yerr=[[max(0.0, b) for b in below], [max(0.0, a) for a in above]],
-            fmt="o-" if series.joined else "o",
-            markersize=4,
-            capsize=2,
+            mark + ("-" if series.joined else ""),
+            color=colour,
+            markersize=5,
             linewidth=1.2,
-            label=series.name,
+            # Hollow where the arm is not surely on the front.
+            fillstyle="none" if points and all(_weak(p) for p in points) else "full",
+            label=series.name if series.named else None,
         )
-        if not series.joined and len(series.points) <= 12 and len(figure.series) <= 2:
-            for point in series.points:
-                axes.annotate(  # type: ignore[attr-defined]
-                    point.label, (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7
-                )
+        for point in points:
+            if _weak(point):
+                axes.plot(point.x, point.y, mark, color=colour, markersize=3, mfc="white")
+    _names(figure, axes)
     if figure.x_names:
-        places = range(len(figure.x_names))
-        axes.set_xticks(places, figure.x_names, fontsize=8)  # type: ignore[attr-defined]
-    if figure.x_log:
-        axes.set_xscale("log")  # type: ignore[attr-defined]
-    axes.grid(alpha=0.3)  # type: ignore[attr-defined]
-    if len(figure.series) > 1:
-        axes.legend(fontsize=8)  # type: ignore[attr-defined]
+        turned = max(len(name) for name in figure.x_names) * len(figure.x_names) > 80
+        axes.set_xticks(
+            range(len(figure.x_names)),
+            figure.x_names,
+            fontsize=8,
+            rotation=20 if turned else 0,
+            ha="right" if turned else "center",
+        )
+        axes.set_xlim(-0.6, len(figure.x_names) - 0.4)
+    _scales(figure, axes)
+    axes.grid(alpha=0.3)
+    if sum(series.named for series in figure.series) > 1:
+        axes.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
 
 
-def _grid(figure: Figure, axes: object) -> None:
+def _of(point: Any, name: str, instead: str = "") -> float:
+    value = getattr(point, name)
+    return float(getattr(point, instead) if value is None else value)
+
+
+def _weak(point: Any) -> bool:
+    return point.front is not None and point.front < 0.5
+
+
+def _names(figure: Figure, axes: Any) -> None:
+    """Each arm's name at its mark, where there is room and no legend says it."""
+    shown = [p for series in figure.series if not series.joined for p in series.points]
+    if (
+        figure.x_names
+        or len(shown) > MOST_LABELS
+        or any(s.joined and s.named for s in figure.series)
+    ):
+        return
+    if len({p.label for p in shown}) < 2 or all(
+        len(s.points) == 1 and s.points[0].label == s.name for s in figure.series
+    ):
+        return
+    for order, point in enumerate(sorted(shown, key=lambda p: (p.x, p.y))):
+        up = order % 2 == 0
+        axes.annotate(
+            point.label,
+            (point.x, point.y),
+            (5, 4 if up else -9),
+            textcoords="offset points",
+            fontsize=6.5,
+        )
+
+
+def _scales(figure: Figure, axes: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for log, which in ((figure.x_log, "x"), (figure.y_log, "y")):
+        if not log:
+            continue
+        getattr(axes, f"set_{which}scale")("log")
+        axis = getattr(axes, f"{which}axis")
+        # 1, 2, 5 and so on, as numbers: powers of ten alone say too little over one decade.
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_tick_params(labelsize=8)
+
+
+def _grid(figure: Figure, axes: Any) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
     down = list(dict.fromkeys(cell[0] for cell in figure.grid))
     right = list(dict.fromkeys(cell[1] for cell in figure.grid))
     values = [[float("nan")] * len(right) for _ in down]
     for row, column, value, text in figure.grid:
         y, x = down.index(row), right.index(column)
         values[y][x] = value
-        axes.text(x, y, text, ha="center", va="center", fontsize=8)  # type: ignore[attr-defined]
-    axes.imshow(values, aspect="auto", cmap="YlOrBr", alpha=0.6)  # type: ignore[attr-defined]
-    axes.set_xticks(range(len(right)), right)  # type: ignore[attr-defined]
-    axes.set_yticks(range(len(down)), down)  # type: ignore[attr-defined]
+        axes.text(x, y, text, ha="center", va="center", fontsize=7)
+    pale = LinearSegmentedColormap.from_list("pale", ["#fff7e0", "#f0a830"])
+    axes.imshow(values, aspect="auto", cmap=pale)
+    axes.set_xticks(range(len(right)), right, fontsize=8)
+    axes.set_yticks(range(len(down)), down, fontsize=8)
+    axes.set_xticks([place - 0.5 for place in range(1, len(right))], minor=True)
+    axes.set_yticks([place - 0.5 for place in range(1, len(down))], minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0)
+
+
+def _bars(figure: Figure, axes: Any) -> None:
+    bottom = [0.0] * max((len(series.points) for series in figure.series), default=0)
+    for index, series in enumerate(figure.series):
+        colour = COLOURS[(index if series.colour is None else series.colour) % len(COLOURS)]
+        high = [point.y for point in series.points]
+        axes.bar([p.x for p in series.points], high, bottom=bottom, color=colour, label=series.name)
+        bottom = [low + more for low, more in zip(bottom, high, strict=True)]
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+
+
+LINE = 88
+"""Characters in a line of `text`."""
+
+
+def _lines(figure: Figure) -> list[list[tuple[int, Any]]]:
+    """The marks of a text by line, each with its column."""
+    lines: list[list[tuple[int, Any]]] = [[]]
+    at = 0
+    for point in figure.series[0].points:
+        text = point.label.replace("\n", "⏎")
+        if at + len(text) > LINE:
+            lines.append([])
+            at = 0
+        lines[-1].append((at, point))
+        at += len(text)
+        if "\n" in point.label:
+            lines.append([])
+            at = 0
+    return lines
+
+
+def _text(figure: Figure, axes: Any) -> None:
+    lines = _lines(figure)
+    axes.set_xlim(0, LINE)
+    axes.set_ylim(len(lines), 0)
+    axes.axis("off")
+    for row, line in enumerate(lines):
+        for column, point in line:
+            text = point.label.replace("\n", "⏎")
+            strength = min(1.0, abs(point.y) / 4)
+            if strength >= 0.02:
+                colour = "#e69f00" if point.y > 0 else "#56b4e9"
+                box = {"color": colour, "alpha": strength, "linewidth": 0}
+                axes.fill_between([column, column + len(text)], row, row + 0.9, **box)
+            axes.text(
+                *(column, row + 0.68),
+                text.replace("$", r"\$"),
+                family="monospace",
+                fontsize=8.8,
+                weight="bold" if point.x else "normal",
+            )

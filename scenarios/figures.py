@@ -9,6 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c8c8c")
+"""Okabe and Ito's, which people with any colour vision tell apart; then marks differ too."""
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""matplotlib's names; `draw_page` has plotly's for the same."""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -21,6 +26,8 @@ class Point:
     y_high: float | None = None
     x_low: float | None = None
     x_high: float | None = None
+    front: float | None = None
+    """Share of resamples in which nothing beats it (`scenarios.fronts`); None: not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,10 @@ class Series:
     name: str
     points: tuple[Point, ...]
     joined: bool = False
+    colour: int | None = None
+    """Series with the same number look alike; None: by their order."""
+    named: bool = True
+    """Whether it has a line in the legend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +55,11 @@ class Figure:
     series: tuple[Series, ...] = ()
     note: str = ""
     x_log: bool = False
+    y_log: bool = False
     x_names: tuple[str, ...] = ()
     """Names of the places 0, 1, ... where x is no number."""
-    kind: Literal["marks", "grid"] = "marks"
+    kind: Literal["marks", "grid", "bars", "text"] = "marks"
+    """`bars`: series stacked upon each other; `text`: labels in a row, coloured by y."""
     grid: tuple[tuple[str, str, float, str], ...] = field(default=())
     """`grid`: (row, column, value, text) of each field."""
 

@@ -67,9 +67,7 @@ def in_the_cloud(answer: Transcript, sides: Sides) -> Transcript:
     Raises `UsageError` for another schedule or codec.
     """
     if answer.schedule.partition(":")[0] != "lockstep":
-        raise UsageError(
-            "placement", "steering in the cloud is a lockstep", got=answer.schedule
-        )
+        raise UsageError("placement", "steering in the cloud is a lockstep", got=answer.schedule)
     down, up = delta_bytes(answer.codec, sides.vocabulary)
     env = simpy.Environment()
     run = _Run(env, sides, down, up)

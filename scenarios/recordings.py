@@ -136,7 +136,7 @@ class RecordedPair:
             raise UsageError(
                 "device.weights_mb",
                 "recorded answers do not say how large the small model is",
-                todo="Set it: what one step reads, in 10^6 bytes (494 for 0.5 billion INT8 weights)",
+                todo="Set it: what one step reads, in 10^6 bytes (0.5 billion INT8 weights: 494)",
             )
         return cell.weights_mb
 

@@ -14,10 +14,12 @@ from typing import Any
 
 from edge_runtime.files import write_whole
 from scenarios import draw_page, draw_print, perfetto, timeline
+from scenarios.answer_figures import moved, spent
 from scenarios.figures import Figure
 from scenarios.page import coloured
 from scenarios.page_style import STYLE
 from scenarios.store import Store
+from scenarios.study_arms import none, shown
 from scenarios.study_figures import of_study
 
 ANSWERS = 6
@@ -37,12 +39,20 @@ def write_report(folder: Path, told: Callable[[str], None] = lambda what: None) 
     """The report of the study in `folder`. Raises `EnvironmentFailure` if there is none."""
     store = Store(folder)
     study, rows = store.study(), store.rows()
+    if study["measure"] == "codec":
+        # Read off the clock, so it is beside the rows and not in them.
+        clocks = [store.get(key)["clock"]["encode_us"] for key in study["cells"]]
+        rows = rows.assign(encode_us=clocks)
     figures = of_study(rows, study["measure"], study["varied"])
     paths: list[Path] = []
     for figure in figures:
         told(f"drawing {figure.title}")
         paths += draw_print.save(figure, folder / "figures")
     answers = _answers(store, study)
+    for number, (name, answer) in enumerate(answers, 1):
+        told(f"drawing answer {number}")
+        for made in (spent(number, name, answer["tokens"]), moved(number, name, answer["tokens"])):
+            paths += draw_print.save(made, folder / "figures")
     trace = None
     if answers:
         trace = folder / "trace.json"
@@ -56,7 +66,7 @@ def write_report(folder: Path, told: Callable[[str], None] = lambda what: None) 
 def _answers(store: Store, study: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Some answers token by token, as different from each other as the axes allow."""
     keys: list[str] = study["cells"]
-    if study["measure"] != "time":
+    if study["measure"] not in ("time", "both"):
         return []
     different: dict[str, str] = {}
     for key in keys:
@@ -67,7 +77,7 @@ def _answers(store: Store, study: dict[str, Any]) -> list[tuple[str, dict[str, A
         row = answer["row"]
         names = {"network": "profile", "device": "device_profile", "cloud": "cloud_profile"}
         values = [row.get(names.get(axis, axis)) for axis in study["varied"]]
-        name = " · ".join(str(value) for value in values if value is not None)
+        name = " · ".join(shown(value) for value in (row["case"], *values) if not none(value))
         found.append((name or row["method"], answer))
     return found
 
@@ -84,15 +94,11 @@ def _page(
         f"<p>{html.escape(study['about'])}</p>",
         f'<p class="small">{len(rows)} cells; varied: {html.escape(varied)}.</p>',
     ]
-    for figure in figures:
-        files = " ".join(
-            f'<a href="figures/{figure.name}.{ending}">{ending}</a>'
-            for ending in ("png", "svg", "csv")
-        )
-        sections.append(
-            f"<h2>{html.escape(figure.title)}</h2>{draw_page.fragment(figure)}"
-            f'<p class="small">{html.escape(figure.note)} {files}</p>'
-        )
+    sections += [
+        f"<h2>{html.escape(figure.title)}</h2>{draw_page.fragment(figure)}"
+        f'<p class="small">{html.escape(figure.note)} {_links(figure.name)}</p>'
+        for figure in figures
+    ]
     sections += _shown(answers)
     sections.append(f"<h2>All rows</h2>{_table(rows)}")
     return (
@@ -102,6 +108,13 @@ def _page(
         f"<title>{html.escape(study['name'])}</title><style>{STYLE}</style>"
         f"<script>{draw_page.script()}</script></head><body><main>{''.join(sections)}"
         "</main></body></html>"
+    )
+
+
+def _links(name: str) -> str:
+    """Where the figure's files are."""
+    return " ".join(
+        f'<a href="figures/{name}.{ending}">{name}.{ending}</a>' for ending in ("png", "svg", "csv")
     )
 
 
@@ -120,11 +133,13 @@ def _shown(answers: list[tuple[str, dict[str, Any]]]) -> list[str]:
         'the same as a <a href="trace.json">trace</a> for Perfetto.</p>',
         timeline.legend(parts),
     ]
-    for name, answer in answers:
+    for number, (name, answer) in enumerate(answers, 1):
+        files = _links(f"answer-{number}") + " · " + _links(f"timeline-{number}")
         sections.append(
             f"<figure><figcaption>{html.escape(name)}</figcaption>"
             f'<p class="answer">{coloured(answer["tokens"])}</p>'
-            f"{timeline.bars(answer['tokens'])}</figure>"
+            f"{timeline.bars(answer['tokens'])}"
+            f'<p class="small">{files}</p></figure>'
         )
     return sections
 

@@ -24,6 +24,7 @@ from scenarios.answers import token_row
 from scenarios.models import Models
 from scenarios.plans import plan_of
 from scenarios.spec import Cell
+from scenarios.trace_links import is_trace, linked
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ def run_cell(cell: Cell, models: Models, machines: Machines | None = None) -> Re
         "rtt_ms": cell.rtt_ms,
         "device_profile": cell.device,
         "cloud_profile": cell.cloud,
+        "device_step_ms": machines.device.step_ms + machines.device.head_ms,
         "bundle": cell.bundle,
         "cloud_model": cell.cloud_model,
         "translation": cell.translation,
@@ -115,7 +117,7 @@ def run_cell(cell: Cell, models: Models, machines: Machines | None = None) -> Re
 
 def link_of(cell: Cell) -> Network:
     """The cell's network, with its own round trip if it names one."""
-    link = network(cell.network)
+    link = linked(cell.network, cell.seed) if is_trace(cell.network) else network(cell.network)
     if cell.rtt_ms is None:
         return link
     table = link.file.round_trip.model_copy(

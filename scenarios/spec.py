@@ -28,6 +28,7 @@ from edge_runtime.errors import SpecError
 from scenarios.datasets import Case, read
 from scenarios.recordings import cases as recorded_cases
 from scenarios.settings import apply
+from scenarios.trace_links import in_folder
 
 T = TypeVar("T")
 Name = Annotated[str, Field(min_length=1)]
@@ -65,9 +66,12 @@ class CloudTable(Checked):
 
 
 class NetworkTable(Checked):
-    """Links: built-in names, or profile files; `rtt_ms` replaces the profile's round trip."""
+    """Links: built-in names, profile files, or recordings (`scenarios.trace_links`); `rtt_ms`
+    replaces the round trip."""
 
     profile: Names = ("lte",)
+    traces: str = ""
+    """A folder of recordings: each LTE pair and each CSV of round trips in it is a link."""
     rtt_ms: Axis[RoundTrip] | None = None
 
 
@@ -229,7 +233,9 @@ def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario
         "schedule": table.answer.schedule,
         "device": table.device.profile,
         "cloud": table.cloud.profile,
-        "network": table.network.profile,
+        "network": in_folder(_beside(folder, table.network.traces))
+        if table.network.traces
+        else table.network.profile,
         "rtt_ms": table.network.rtt_ms or (None,),
         "devices": table.fleet.devices if table.fleet else (1,),
         "arrivals_per_s": table.fleet.arrivals_per_s if table.fleet else (0.0,),

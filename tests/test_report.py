@@ -14,11 +14,11 @@ import costeer
 from edge_runtime.errors import UsageError
 from scenarios.cli_study import study_path
 from scenarios.compare import compare
-from scenarios.figures import Point
+from scenarios.fronts import Arm, place
 from scenarios.report import write_report
 from scenarios.spec import Scenario, read_scenario, scenario
 from scenarios.store import Store, content_key
-from scenarios.study_figures import _best, of_study
+from scenarios.study_figures import of_study
 from scenarios.timeline import PARTS
 
 LIBRARY = Path(__file__).resolve().parent.parent / "scenarios" / "library"
@@ -108,8 +108,25 @@ def test_figures_say_what_the_rows_say(tmp_path: Path) -> None:
 
 
 def test_the_front_holds_what_nothing_beats() -> None:
-    points = [Point(1, 5), Point(2, 4), Point(3, 4.5), Point(4, 1), Point(1, 6)]
-    assert [(p.x, p.y) for p in _best(points, True)] == [(1, 5), (2, 4), (4, 1)]
+    ones = [1.0, 1.0]
+    points = [(1, 5), (2, 4), (3, 4.5), (4, 1), (1, 6)]
+    arms = [Arm(f"{x} {y}", ([x, x], ones), ([y, y], ones)) for x, y in points]
+    placed = place(arms, y_high=False)
+    assert [one.name for one in placed if one.on_front] == ["1 5", "2 4", "4 1"]
+    assert [one.share for one in placed] == [1, 1, 0, 1, 0]
+
+
+def test_a_front_is_as_sure_as_its_cases() -> None:
+    # Arm b is better in two cases of three by a little, and far worse in the third.
+    ones = [1.0] * 3
+    a = Arm("a", (ones, ones), ([1.0, 1.0, 1.0], ones))
+    b = Arm("b", (ones, ones), ([1.1, 1.1, 0.1], ones))
+    sure_a, sure_b = place([a, b])
+    assert sure_a.on_front
+    assert not sure_b.on_front
+    # b wins only where the third case is not drawn: (2/3)^3 of the resamples.
+    assert sure_b.share == pytest.approx((2 / 3) ** 3, abs=0.05)
+    assert sure_a.share == pytest.approx(1 - (2 / 3) ** 3, abs=0.05)
 
 
 def test_the_same_study_gives_the_same_files(tmp_path: Path) -> None:
@@ -163,7 +180,9 @@ def test_a_fleets_figures_have_a_line_for_each_schedule() -> None:
             for n in (0, 1)
         ]
     )
-    high, median = of_study(rows, "fleet", ["schedule", "arrivals_per_s", "seed"])
+    high, median, served = of_study(rows, "fleet", ["schedule", "arrivals_per_s", "seed"])
     assert [s.name for s in high.series] == ["lockstep", "runahead"]
     assert [(p.x, p.y) for p in high.series[0].points] == [(1.0, 2.0), (4.0, 8.0)]
     assert [(p.x, p.y) for p in median.series[1].points] == [(1.0, 1.0), (4.0, 4.0)]
+    # No rate that was tried is too much: the highest is what is known to be served.
+    assert [p.y for p in served.series[0].points] == [4.0, 4.0]

@@ -1,0 +1,86 @@
+"""A study's rows cut into arms: what is compared, by the axes that vary."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scenarios.figures import Point
+from scenarios.metrics import Estimate, mean, ratio
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SAMPLES = ("case", "seed")
+"""What is drawn and not chosen: intervals are over these."""
+
+
+def arms(rows: pd.DataFrame, by: Sequence[str]) -> Iterable[tuple[str, pd.DataFrame]]:
+    """Rows by what varies, each with its name."""
+    by = [column(name) for name in by]
+    if not by:
+        yield "all", rows
+        return
+    for values, part in rows.groupby(by, sort=False, dropna=False):
+        yield " · ".join(shown(value) for value in values if not none(value)) or "default", part
+
+
+def others(varied: Sequence[str], *but: str) -> list[str]:
+    """The axes that make arms, without those of the figure itself."""
+    return [name for name in varied if name not in (*SAMPLES, *but)]
+
+
+def by_sample(rows: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame | None:
+    """`part` with a row for each sample of `rows`, in one order; None when some are missing."""
+    keys = [name for name in SAMPLES if name in rows]
+    wanted = rows[keys].drop_duplicates().sort_values(keys)
+    found = part.sort_values(keys)
+    if len(found) != len(wanted) or not (found[keys].to_numpy() == wanted.to_numpy()).all():
+        return None
+    return found
+
+
+def estimated(x: float, values: Any, label: str) -> Point:
+    """The mean of `values` at `x`; one value alone has no interval."""
+    found = mean(np.asarray(values, np.float64))
+    exact = len(values) < 2
+    return Point(x, found.value, label, None if exact else found.low, None if exact else found.high)
+
+
+def gap(part: pd.DataFrame) -> Estimate:
+    """Share of the gap captured over the part's cases (docs/metrics.md)."""
+    return ratio(*gap_sums(part))
+
+
+def gap_sums(part: pd.DataFrame) -> tuple[Any, Any]:
+    """The gap captured by case, and the whole gap."""
+    above = part["cloud_nll"] - part["nll"]
+    return above.to_numpy(), (part["cloud_nll"] - part["upload_nll"]).to_numpy()
+
+
+def column(name: str) -> str:
+    """The column in which an axis is."""
+    return {"network": "profile", "device": "device_profile", "cloud": "cloud_profile"}.get(
+        name, name
+    )
+
+
+def columns(rows: pd.DataFrame) -> set[Hashable]:
+    """The axes that `rows` can tell apart."""
+    known = set(rows.columns)
+    return known | {n for n in ("network", "device", "cloud") if column(n) in known}
+
+
+def none(value: object) -> bool:
+    """Whether an axis has no value here."""
+    return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
+
+
+def shown(value: object) -> str:
+    """An axis's value for people; a file by its name."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    text = str(value)
+    return text.rsplit("/", 1)[-1].removesuffix(".toml") if "/" in text else text
