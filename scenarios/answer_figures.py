@@ -45,8 +45,8 @@ def moved(number: int, name: str, tokens: Tokens) -> Figure:
     )
     return Figure(
         f"answer-{number}",
-        f"What steering did: {name}. Orange: made likelier, blue: less; bold: the cloud alone "
-        "says another",
+        f"What steering did: {name}\n"
+        "orange: made likelier; blue: less likely; bold: the cloud alone would say another",
         "",
         "",
         (Series("answer", said), Series("instead, by position", cloud)),

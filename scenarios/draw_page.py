@@ -72,7 +72,7 @@ def _marks(series: Series, index: int) -> Any:
     points = series.points
     look = index if series.colour is None else series.colour
     colour = COLOURS[look % len(COLOURS)]
-    symbol = SYMBOLS[look % len(SYMBOLS)]
+    symbol = SYMBOLS[(look + look // len(COLOURS)) % len(SYMBOLS)]
     front_line = series.joined and not series.named
     hollow = [p.front is not None and p.front < 0.5 for p in points]
 

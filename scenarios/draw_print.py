@@ -28,7 +28,7 @@ def save(figure: Figure, folder: Path) -> list[Path]:
     axes.set_xlabel(figure.x_label, fontsize=9)
     axes.set_ylabel(figure.y_label, fontsize=9)
     # Over the whole picture: a title of the axes would lie upon a legend above them.
-    drawn.suptitle(figure.title, x=0.01, ha="left", fontsize=11)
+    drawn.suptitle(figure.title, x=0.01, ha="left", fontsize=10)
     paths = []
     for ending in ("png", "svg"):
         sink = io.BytesIO()
@@ -57,7 +57,7 @@ def _size(figure: Figure) -> tuple[float, float]:
         right = len({cell[1] for cell in figure.grid})
         return max(7.2, 1.8 + 1.45 * right), 1.3 + 0.55 * down
     if figure.kind == "text":
-        return 7.2, 0.9 + 0.24 * len(_lines(figure))
+        return 7.2, 1.1 + 0.24 * len(_lines(figure))
     named = sum(series.named for series in figure.series)
     return 7.2, 4.2 + (0.2 * -(-named // 2) if named > 1 else 0)
 
@@ -67,7 +67,10 @@ def _marks(figure: Figure, axes: Any) -> None:
         points = series.points
         x, y = [point.x for point in points], [point.y for point in points]
         look = index if series.colour is None else series.colour
-        colour, mark = COLOURS[look % len(COLOURS)], MARKS[look % len(MARKS)]
+        colour, mark = (
+            COLOURS[look % len(COLOURS)],
+            MARKS[(look + look // len(COLOURS)) % len(MARKS)],
+        )
         if series.joined and not series.named:
             axes.plot(x, y, ":", color=colour, linewidth=1.2)
             continue

@@ -19,7 +19,7 @@ from scenarios.figures import Figure
 from scenarios.page import coloured
 from scenarios.page_style import STYLE
 from scenarios.store import Store
-from scenarios.study_arms import none, shown
+from scenarios.study_arms import column, none, shown
 from scenarios.study_figures import of_study
 
 ANSWERS = 6
@@ -68,17 +68,20 @@ def _answers(store: Store, study: dict[str, Any]) -> list[tuple[str, dict[str, A
     keys: list[str] = study["cells"]
     if study["measure"] not in ("time", "both"):
         return []
-    different: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for key in keys:
-        different.setdefault(store.get(key)["row"]["text"], key)
+        texts.setdefault(store.get(key)["row"]["text"], key)
+    first = store.get(keys[0])["row"]["case"]
+    same = [key for key in keys if store.get(key)["row"]["case"] == first]
+    # Half of them say different things; the rest are one question over all that varies.
+    spread = same[:: max(1, len(same) // ANSWERS)][::-1]
+    chosen = dict.fromkeys([*list(texts.values())[: ANSWERS // 2], *spread, *keys])
+    axes = ["case", *(column(name) for name in study["varied"])]
     found = []
-    for key in list(dict.fromkeys([*different.values(), *keys]))[:ANSWERS]:
+    for key in list(chosen)[:ANSWERS]:
         answer = store.get(key)
-        row = answer["row"]
-        names = {"network": "profile", "device": "device_profile", "cloud": "cloud_profile"}
-        values = [row.get(names.get(axis, axis)) for axis in study["varied"]]
-        name = " · ".join(shown(value) for value in (row["case"], *values) if not none(value))
-        found.append((name or row["method"], answer))
+        values = [(answer["row"].get(axis), axis) for axis in axes]
+        found.append((" · ".join(shown(*value) for value in values if not none(value[0])), answer))
     return found
 
 

@@ -13,6 +13,15 @@ from scenarios.metrics import Estimate, mean, ratio
 if TYPE_CHECKING:
     import pandas as pd
 
+UNITS = {
+    "rtt_ms": "{} ms",
+    "gain": "gain {}",
+    "arrivals_per_s": "{}/s",
+    "devices": "{} phones",
+    "translation": "{} alignment",
+    "placement": "steered on the {}",
+    "seed": "seed {}",
+}
 SAMPLES = ("case", "seed")
 """What is drawn and not chosen: intervals are over these."""
 
@@ -24,7 +33,8 @@ def arms(rows: pd.DataFrame, by: Sequence[str]) -> Iterable[tuple[str, pd.DataFr
         yield "all", rows
         return
     for values, part in rows.groupby(by, sort=False, dropna=False):
-        yield " · ".join(shown(value) for value in values if not none(value)) or "default", part
+        named = zip(values, by, strict=True)
+        yield " · ".join(shown(value, axis) for value, axis in named if not none(value)), part
 
 
 def others(varied: Sequence[str], *but: str) -> list[str]:
@@ -78,9 +88,11 @@ def none(value: object) -> bool:
     return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
 
 
-def shown(value: object) -> str:
-    """An axis's value for people; a file by its name."""
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    text = str(value)
-    return text.rsplit("/", 1)[-1].removesuffix(".toml") if "/" in text else text
+def shown(value: object, axis: str = "") -> str:
+    """An axis's value for people, with its unit where that says what it is; a file by its name."""
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    if axis in UNITS:
+        return UNITS[axis].format(text)
+    if "/" in text:
+        text = text.rsplit("/", 1)[-1].removesuffix(".toml").removesuffix(".csv")
+    return text.removeprefix("made:")

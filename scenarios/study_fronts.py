@@ -130,8 +130,8 @@ def _figure(
     *,
     y_high: bool = True,
 ) -> Figure | None:
-    # Each link is a world of its own: fronts are drawn within one.
-    split = [axis for axis in ("network", "rtt_ms") if axis in varied]
+    # Links and machines are not ours to choose: fronts are drawn within one.
+    split = [axis for axis in ("network", "rtt_ms", "device", "cloud") if axis in varied]
     worlds = list(arms(rows, split))
     if len(worlds) > MOST_FRONTS:
         return None

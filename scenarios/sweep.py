@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,9 @@ Engine = Literal["local", "ray", "dask"]
 Group = list[tuple[str, Cell]]
 Worker = Callable[[Group, str], list[str]]
 """Runs a group, puts each cell into the store in that folder, returns their keys."""
+
+WATCH_S = 1.0
+"""How often the store is looked at while a cluster works."""
 
 ATTEMPTS = 3
 """Times in a row that workers may die without one cell being finished, before we give up."""
@@ -54,10 +58,14 @@ def sweep(
     with _engine(engine, jobs, address) as options:
         while todo:
             before = len(todo)
+            told_of = len(keys) - len(todo)
+            work = groups(todo, jobs)
             try:
-                for _ in _parallel(groups(todo, jobs), worker or run_group, folder, options):
-                    left = sum(not store.has(key) for key, _ in todo)
-                    told(len(keys) - left, len(keys))
+                with _watched(store, todo, keys, told, engine):
+                    for finished in _parallel(work, worker or run_group, folder, options):
+                        told_of += len(finished)
+                        if engine == "local":
+                            told(told_of, len(keys))
             except CosteerError:
                 raise
             except Exception as error:
@@ -81,6 +89,35 @@ def sweep(
         "axes": {name: list(values) for name, values in study.axes.items()},
     }
     return store.finish(described, keys)
+
+
+@contextlib.contextmanager
+def _watched(
+    store: Store,
+    todo: Sequence[tuple[str, Cell]],
+    keys: Sequence[str],
+    told: Callable[[int, int], None],
+    engine: Engine,
+) -> Iterator[None]:
+    """Tell what is in the store now and then: a cluster's back end answers when all is done."""
+    if engine == "local":
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        left = [key for key, _ in todo]
+        while not over.wait(WATCH_S):
+            left = [key for key in left if not store.has(key)]
+            told(len(keys) - len(left), len(keys))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def key_of(cell: Cell) -> str:

@@ -121,13 +121,21 @@ def test_a_key_follows_the_content_of_a_users_own_profile(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("engine", ["dask", "ray"])
-def test_a_cluster_gives_the_same_bytes(
-    engine: Any, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_cluster_whose_worker_is_killed_gives_the_same_bytes(engine: Any, tmp_path: Path) -> None:
     pytest.importorskip("ray" if engine == "ray" else "distributed")
-    local = sweep(study(), tmp_path / "local", worker=fake).read_bytes()
-    there = sweep(study(), tmp_path / engine, jobs=2, engine=engine, worker=fake).read_bytes()
-    assert local == there
+    told: list[tuple[int, int]] = []
+    there = sweep(
+        study(),
+        tmp_path / engine,
+        jobs=2,
+        engine=engine,
+        worker=dies_once,
+        told=lambda done, total: told.append((done, total)),
+    )
+    assert (tmp_path / engine / "grave").exists()
+    assert there.read_bytes() == sweep(study(), tmp_path / "local", worker=fake).read_bytes()
+    assert told == sorted(told)
+    assert told[-1] == (24, 24)
 
 
 def test_progress_counts_up_to_all(tmp_path: Path) -> None:
