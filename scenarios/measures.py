@@ -22,6 +22,8 @@ from scenarios.recordings import RecordedPair
 from scenarios.run import Result, link_of, machines_of, run_cell
 from scenarios.spec import Cell
 
+CLOUD_DTYPE = "float16"
+"""Nearer to float32 than bfloat16 is (docs/quality.md)."""
 QUALITY_TOKENS = 1500
 """Longest prompt and reference together of a quality cell."""
 
@@ -127,7 +129,7 @@ class Measures:
             "gain": rule.gain,
             "bundle": cell.bundle,
             "cloud_model": cell.cloud_model,
-            "translation": cell.translation,
+            "align": cell.align,
             "seed": cell.seed,
             "nll": result.nll,
             "tokens": result.tokens,
@@ -170,9 +172,15 @@ class Measures:
     def _pair(self, cell: Cell) -> Any:
         from scenarios.pair import open_pair
 
-        key = (cell.bundle, cell.cloud_model, cell.translation)
+        key = (cell.bundle, cell.cloud_model, cell.align)
         if key not in self._pairs:
             bundle = cell.bundle
             device = bundle if bundle.startswith("float:") else str(export_if_needed(bundle))
-            self._pairs[key] = open_pair(device, cell.cloud_model, max_length=QUALITY_TOKENS)
+            self._pairs[key] = open_pair(
+                device,
+                cell.cloud_model,
+                cloud_dtype=CLOUD_DTYPE,
+                max_length=QUALITY_TOKENS,
+                align=cell.align,
+            )
         return self._pairs[key]

@@ -17,18 +17,23 @@ single delta, so no smaller bound holds.
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import simpy
 
 from cloud_sim.net.links import Link
 from cloud_sim.net.transport import Stream, Transport
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
-from cloud_sim.sim.waiting import Process, SimTimers
+from cloud_sim.sim.waiting import SimTimers
 from edge_runtime.errors import UsageError
 from edge_runtime.schedules.actions import Load
 from edge_runtime.timing import Parts
 from edge_runtime.transcript import TokenRecord, Transcript
+
+Steps = Generator[simpy.Event, Any, Any]
+"""A SimPy process, or a part of one."""
 
 FRAME_BYTES = 24
 """A frame without its payload, about: length, tag, epoch, position."""
@@ -95,7 +100,7 @@ class _Run:
         self.up = Stream(sides.uplink, sides.downlink, sides.transport, timers, masked=True)
         self.down = Stream(sides.downlink, sides.uplink, sides.transport, timers)
 
-    def answer(self, given: Transcript, result: Transcript) -> Process:
+    def answer(self, given: Transcript, result: Transcript) -> Steps:
         """Token after token; the parts are what the reader waited for, in order."""
         env, costs = self.env, self.sides.device
         candidates = self.ids_bytes // ID_BYTES or self.sides.vocabulary
@@ -131,14 +136,14 @@ class _Run:
         self._predicted, self._ids = self.env.event(), self.env.event()
         self.env.process(self._pass(self._predicted, self._ids))
 
-    def _pass(self, predicted: simpy.Event, ids: simpy.Event) -> Process:
+    def _pass(self, predicted: simpy.Event, ids: simpy.Event) -> Steps:
         """One forward pass of the cloud; then its candidates' ids go down, if they are wanted."""
         yield self.env.timeout(self.sides.cloud.ms(Load(rows=1, tokens=1)))
         predicted.succeed()
         if self.ids_bytes:
             self.down.send(self.env.now, FRAME_BYTES + self.ids_bytes, ids.succeed)
 
-    def _wait(self, event: simpy.Event) -> Process:
+    def _wait(self, event: simpy.Event) -> Steps:
         """What waiting for `event` takes; nothing if it has happened."""
         began = self.env.now
         if not event.processed:

@@ -104,7 +104,6 @@ def run_cell(cell: Cell, models: Models, machines: Machines | None = None) -> Re
         "device_step_ms": machines.device.step_ms + machines.device.head_ms,
         "bundle": cell.bundle,
         "cloud_model": cell.cloud_model,
-        "translation": cell.translation,
         "placement": cell.placement,
         "evidence_bits": ledger(transcript, rule, replay.sampler).bits,
         "context_bits": 0.0,

@@ -43,7 +43,7 @@ Axis = Annotated[
 """One value or a list of them."""
 Names = Axis[Name]
 Measure = Literal["time", "quality", "both", "fleet", "codec"]
-Translation = Literal["", "map", "byte"]
+Align = Literal["none", "map", "byte"]
 Placement = Literal["device", "cloud"]
 
 
@@ -54,6 +54,8 @@ class DeviceTable(Checked):
     """A bundle's folder; a model that can be fetched, with an export target behind @
     ("smollm2-135m@cpu-int4"); or "float:MODEL", unquantized (quality only)."""
     profile: Names = ("this-machine",)
+    align: Axis[Align] = ("none",)
+    """How a small model with another tokenizer is heard (`edge_runtime.alignment`)."""
     weights_mb: Annotated[float, Field(gt=0)] | None = None
     """What one step reads, where no bundle says so (recorded answers)."""
 
@@ -82,8 +84,6 @@ class AnswerTable(Checked):
     gain: Axis[Gain] | None = None
     codec: Names = ("topk:64",)
     schedule: Names = ("lockstep",)
-    translation: Axis[Translation] = ("",)
-    """How a small model with another tokenizer is heard (`edge_runtime.alignment`)."""
     placement: Axis[Placement] = ("device",)
     """Where steering happens; "cloud" sends what the note changes up (`scenarios.placement`)."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
@@ -150,7 +150,7 @@ class Cell:
     top_p: float = 1.0
     devices: int = 1
     arrivals_per_s: float = 0.0
-    translation: Translation = ""
+    align: Align = "none"
     placement: Placement = "device"
     weights_mb: float | None = None
     recorded: str = ""
@@ -228,7 +228,7 @@ def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario
         "method": table.answer.method,
         "gain": table.answer.gain or (None,),
         "codec": table.answer.codec,
-        "translation": table.answer.translation,
+        "align": table.device.align,
         "placement": table.answer.placement,
         "schedule": table.answer.schedule,
         "device": table.device.profile,

@@ -18,7 +18,7 @@ UNITS = {
     "gain": "gain {}",
     "arrivals_per_s": "{}/s",
     "devices": "{} phones",
-    "translation": "{} alignment",
+    "align": "align {}",
     "placement": "steered on the {}",
     "seed": "seed {}",
 }
