@@ -26,7 +26,7 @@ import simpy
 from cloud_sim.net.links import Link
 from cloud_sim.net.transport import Stream, Transport
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
-from cloud_sim.sim.waiting import SimTimers
+from cloud_sim.sim.waiting import Clock
 from edge_runtime.errors import UsageError
 from edge_runtime.schedules.actions import Load
 from edge_runtime.timing import Parts
@@ -74,7 +74,7 @@ def in_the_cloud(answer: Transcript, sides: Sides) -> Transcript:
     if answer.schedule.partition(":")[0] != "lockstep":
         raise UsageError("placement", "steering in the cloud is a lockstep", got=answer.schedule)
     down, up = delta_bytes(answer.codec, sides.vocabulary)
-    env = simpy.Environment()
+    env = Clock()
     run = _Run(env, sides, down, up)
     result = replace(
         answer,
@@ -93,12 +93,11 @@ def in_the_cloud(answer: Transcript, sides: Sides) -> Transcript:
 
 
 class _Run:
-    def __init__(self, env: simpy.Environment, sides: Sides, down: int, up: int) -> None:
-        timers = SimTimers(env)
+    def __init__(self, env: Clock, sides: Sides, down: int, up: int) -> None:
         self.env, self.sides = env, sides
         self.ids_bytes, self.delta_bytes = down, up
-        self.up = Stream(sides.uplink, sides.downlink, sides.transport, timers, masked=True)
-        self.down = Stream(sides.downlink, sides.uplink, sides.transport, timers)
+        self.up = Stream(sides.uplink, sides.downlink, sides.transport, env, masked=True)
+        self.down = Stream(sides.downlink, sides.uplink, sides.transport, env)
 
     def answer(self, given: Transcript, result: Transcript) -> Steps:
         """Token after token; the parts are what the reader waited for, in order."""
