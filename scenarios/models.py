@@ -155,6 +155,7 @@ class LocalModels:
             else:
                 self._tapes[key] = blank(self._cloud(cell.cloud_model), query, cell.codec)
                 self._tapes[key].prompt_lengths = (len(prompts.aware), len(prompts.agnostic))
+                self._tapes[key].names = prompts.names
         return self._tapes[key]
 
     def _cloud(self, name: str) -> CloudModel:

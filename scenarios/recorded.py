@@ -41,6 +41,7 @@ class Listener:
             codec.name,
             tuple(device.prompts.agnostic),
         )
+        self.tape.names = device.prompts.names
         device.branches = RecordingBranches(device.branches, self.tape)
 
     def encode(self, logprobs: Floats) -> bytes:

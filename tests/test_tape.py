@@ -31,7 +31,7 @@ from tests.fakes import FakeCloud
 
 VOCABULARY = 96
 CODEC = "topk:12"
-PROMPTS = Prompts((1, 2, 3, 4, 5), (1, 2))
+PROMPTS = Prompts((1, 2, 3, 4, 5), (1, 2), names=(3, 9, 11, 30))
 QUERY = "what shall we eat"
 
 
@@ -78,6 +78,7 @@ def real(rule: Method, sampler: Sampler, n: int = 40) -> Transcript:
 def record(rule: Method, sampler: Sampler, n: int = 40) -> tuple[Tape, Transcript]:
     cloud = FakeCloud(VOCABULARY)
     tape = blank(cloud, QUERY, CODEC)
+    tape.names = PROMPTS.names
     branches = RecordingBranches(HashBranches(), tape)
     device = SteeredDevice(branches, PROMPTS, rule, sampler, (VOCABULARY - 1,))
     request = Request(QUERY, "", codec(CODEC), n)
@@ -103,10 +104,11 @@ RULES = [
     (method("light"), Sampler()),
     (method("costeer"), Sampler(temperature=1.0, seed=3)),
     (method("blend"), Sampler()),
+    (method("names"), Sampler()),
 ]
 
 
-@pytest.mark.parametrize(("rule", "sampler"), RULES, ids=["light", "sampled", "full-head"])
+@pytest.mark.parametrize(("rule", "sampler"), RULES, ids=["light", "sampled", "full-head", "names"])
 @pytest.mark.parametrize("schedule", [lockstep, runahead])
 def test_a_replay_emits_what_the_models_would(
     rule: Method, sampler: Sampler, schedule: Callable, tmp_path: Path

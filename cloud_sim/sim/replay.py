@@ -90,8 +90,8 @@ class ReplayedDevice(SteeredDevice):
 
     def __init__(self, replay: Replay) -> None:
         aware, agnostic = replay.tape.prompt_lengths
-        # A tape has no private tokens: their number is all that costs are made of.
-        prompts = replay.prompts or Prompts((0,) * aware, (0,) * agnostic)
+        # A tape has no prompts: their length is all that costs are made of.
+        prompts = replay.prompts or Prompts((0,) * aware, (0,) * agnostic, names=replay.tape.names)
         branches = TapeBranches(replay, prompts)
         super().__init__(branches, prompts, replay.method, replay.sampler, replay.tape.end_ids)
         self._decisions = replay._decisions

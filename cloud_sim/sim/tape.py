@@ -11,8 +11,8 @@ for guesses which the recorded answer never took. Offline, such a guess is stood
 nearest recorded prefix's payload: it costs the time and bytes of a real one, no token can come of
 it, and it is counted (`stand_ins`).
 
-A tape keeps the public query's token ids and the lengths of the private prompts, not their content.
-But the small model's scores depend on the note: treat a tape as private.
+A tape keeps the public query's token ids and the lengths of the private prompts, and of the note
+the tokens of its names. The small model's scores depend on the note: treat a tape as private.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Tape:
     """The cloud's prompt."""
     prompt_lengths: tuple[int, int] = (0, 0)
     """Tokens of the aware and the agnostic prompt."""
+    names: tuple[int, ...] = ()
+    """Tokens of the note's names, for rules that treat them apart (`edge_runtime.names`)."""
     root: Node = field(default_factory=lambda: Node(0))
 
     def node(self, tokens: Sequence[int]) -> Node:
@@ -108,6 +110,7 @@ class Tape:
             self.prompt,
             self.prompt_lengths,
             nodes,
+            self.names,
         )
         write_whole(path, msgspec.msgpack.encode(stored))
 
@@ -133,6 +136,7 @@ class Tape:
             stored.codec,
             stored.prompt,
             stored.prompt_lengths,
+            stored.names,
         )
         nodes: list[Node] = []
         for entry in stored.nodes:
@@ -170,6 +174,7 @@ class _Stored(msgspec.Struct, array_like=True):
     prompt: tuple[int, ...]
     prompt_lengths: tuple[int, int]
     nodes: list[_StoredNode]
+    names: tuple[int, ...] = ()
 
 
 class TapeCodec:
