@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from cloud_sim.model import CloudModel, Logprobs, ScoreRequest
@@ -53,7 +53,7 @@ class RememberedPrompts:
         prompts = [one.tokens for one in requests if _is_prompt(one)]
         self._read([one for one in dict.fromkeys(prompts) if one not in self._kept])
         rest = [
-            replace(one, model=self.model, sequence=one.sequence.sequence)
+            ScoreRequest(self.model, one.sequence.sequence, one.keep, one.tokens, one.every)
             for one in requests
             if not _is_prompt(one)
         ]

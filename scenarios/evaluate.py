@@ -60,12 +60,27 @@ class Evaluation:
     kept: list[Predictions]
     results: dict[str, Result]
     level: float
+    codec: str = "full"
 
     def gap(self, scores: Sequence[Score]) -> Estimate:
         """Share of the gap captured (docs/metrics.md)."""
         cloud = [one.nll(CLOUD) for one in self.kept]
         upload = [one.nll(UPLOAD) for one in self.kept]
         return gap_captured([s.nll for s in scores], cloud, upload, level=self.level)
+
+    def _codec(self, scores: Sequence[Score], tokens: Sequence[float]) -> dict[str, Any]:
+        """What the codec costs: points of the gap, and best tokens that are others."""
+        gap = [one.nll(CLOUD) - one.nll(UPLOAD) for one in self.kept]
+        parts = {
+            "gap_lost": ([s.lost for s in scores], gap),
+            "gap_lost_sent": ([s.lost_sent for s in scores], gap),
+            "sent": ([s.sent for s in scores], tokens),
+            "same_token": ([s.same for s in scores], tokens),
+        }
+        return {
+            key: ratio(above, below, level=self.level).dict()
+            for key, (above, below) in parts.items()
+        }
 
     def row(self, name: str) -> dict[str, Any]:
         """The figures of method `name`, as `costeer evaluate --json` prints them."""
@@ -88,6 +103,8 @@ class Evaluation:
             )
             put("diverged", ratio([s.diverged for s in result.scores], tokens, level=self.level))
             row |= {"cases": len(result.scores), "tokens": int(sum(tokens))}
+            if self.codec != "full":
+                row |= self._codec(result.scores, tokens)
         if result.answers:
             row |= _answers(result.answers, self.level)
         row["intervals"] = intervals
@@ -147,7 +164,7 @@ def evaluate(
         found = answers(plan.methods, cut, pair, plan, store, progress)
         for rule in plan.methods:
             results[rule.name].answers = [found[_answer_key(rule, c, pair, plan)] for c in cut]
-    return Evaluation(told, kept, results, plan.level)
+    return Evaluation(told, kept, results, plan.level, plan.codec)
 
 
 def predictions(case: Case, pair: Pair, lengths: Lengths, store: Store) -> Predictions:

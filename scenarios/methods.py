@@ -55,6 +55,14 @@ class Score:
     diverged: float
     """Positions where its best token is not the uninformed cloud's best."""
     tokens: int
+    sent: float = 0.0
+    """Positions whose reference token the codec sent; the rest is of these positions."""
+    lost: float = 0.0
+    """Likelihood lost to the codec: its nll less that of whole vectors."""
+    lost_sent: float = 0.0
+    """What of it was lost on tokens that were sent."""
+    same: float = 0.0
+    """Positions where the best token is that of whole vectors."""
 
 
 def steered(
@@ -71,11 +79,7 @@ def steered(
     logits = None if base == UPLOAD else table[[AWARE, AGNOSTIC]].astype(np.float64)
     sent = CandidateSet(np.arange(len(cloud)), cloud, full=True)
     if codec is not None:
-        sent = codec.decode(codec.encode(cloud[:-1]))
-        if sent.full:
-            sent = CandidateSet(
-                np.arange(len(cloud)), np.append(sent.logprobs, cloud[-1]), full=True
-            )
+        sent = seen(codec, cloud)
     if logits is not None and not rule.full_head:
         logits = logits[:, sent.ids]
     found = policy(rule, sent, logits, position)
@@ -89,19 +93,34 @@ def steered(
     return whole
 
 
+def seen(codec: Codec, cloud: npt.NDArray[np.floating]) -> CandidateSet:
+    """What `codec` leaves of the cloud's log-probabilities [C], the last of which is the rest."""
+    sent = codec.decode(codec.encode(cloud[:-1]))
+    if not sent.full:
+        return sent
+    return CandidateSet(np.arange(len(cloud)), np.append(sent.logprobs, cloud[-1]), full=True)
+
+
 def score(rule: Method, kept: Predictions, codec: Codec | None = None) -> Score:
     """`rule` on the reference of `kept`, through `codec` (None: nothing is lost)."""
-    nll = divergence = same = diverged = 0.0
+    nll = divergence = top = diverged = sent = lost = lost_sent = same = 0.0
     for at in range(len(kept)):
         ids, table = kept.position(at)
         if rule.copy:
             # The table's columns stand for the vocabulary here.
             named = np.isin(ids, kept.names)
             rule = rule.about(tuple(np.flatnonzero(named).tolist()))
+        target = kept.target(at)
         chosen = steered(rule, table, at, codec)
-        nll -= float(chosen[kept.target(at)])
+        nll -= float(chosen[target])
         divergence += float(kl(table[UPLOAD], chosen))
         best = int(np.argmax(chosen[:-1]))
-        same += best == int(np.argmax(table[UPLOAD, :-1]))
+        top += best == int(np.argmax(table[UPLOAD, :-1]))
         diverged += best != int(np.argmax(table[CLOUD, :-1]))
-    return Score(nll, divergence, same, diverged, len(kept))
+        if codec is not None:
+            whole = steered(rule, table, at)
+            loss = float(whole[target] - chosen[target])
+            there = target in seen(codec, table[CLOUD].astype(np.float64)).ids
+            sent, lost, lost_sent = sent + there, lost + loss, lost_sent + loss * there
+            same += best == int(np.argmax(whole[:-1]))
+    return Score(nll, divergence, top, diverged, len(kept), sent, lost, lost_sent, same)

@@ -5,25 +5,28 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from cloud_sim.model import Logprobs, ScoreRequest
 from cloud_sim.session import session
-from edge_runtime.candidates import codec
+from edge_runtime.candidates import CandidateSet, codec
 from edge_runtime.connections.direct import Exchange
-from edge_runtime.device import CloudOnlyDevice
-from edge_runtime.policy import Device
+from edge_runtime.device import CloudOnlyDevice, SteeredDevice
+from edge_runtime.policy import Decision, Device, Scores
 from edge_runtime.sampling import GREEDY
 from edge_runtime.schedules.alone import alone
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
-from edge_runtime.steering import Method
+from edge_runtime.steering import PRESETS, Method, policy
 from scenarios.datasets import Case
 from scenarios.metrics import distinct, facts_of, facts_told, rouge
 from scenarios.model_branches import ModelBranches
 from scenarios.pair import Pair, along
 
+GUESS = PRESETS["light"]
 AT_ONCE = 64
 """Answers under way together: rows of a pass, which a processor likes to be many."""
 
@@ -49,6 +52,8 @@ class Answer:
     rougeL: float
     distinct2: float
     downlink_bytes: int = 0
+    guessed_logp: float | None = None
+    """What the device itself, which steers, takes `upload_logp` to be (`informed_guess`)."""
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -104,6 +109,38 @@ def write(
             writing.close()
 
 
+def informed_guess(candidates: CandidateSet, scores: Scores, token: int) -> float:
+    """log p(token) as the device guesses it of the informed cloud: under `light`, nats.
+
+    `scores` [2, C] over the candidates, or [2, V].
+    """
+    if scores.shape[1] == len(candidates.ids):
+        steered = policy(GUESS, candidates, scores)
+    else:
+        steered = policy(replace(GUESS, mix=1e-6), candidates, scores)
+    at = int(np.searchsorted(steered.ids, token))
+    known = at < len(steered.ids) and steered.ids[at] == token
+    return float(steered.policy[at]) if known else float(steered.policy.min())
+
+
+class _Guessing(SteeredDevice):
+    """Adds up what it guesses of its own answer."""
+
+    guessed = 0.0
+
+    def choose(
+        self,
+        position: int,
+        candidates: CandidateSet,
+        scores: Scores | None,
+        token: int | None = None,
+    ) -> Decision:
+        decision = super().choose(position, candidates, scores, token)
+        if scores is not None:
+            self.guessed += informed_guess(candidates, scores, decision.token)
+        return decision
+
+
 class _Writing:
     """One answer under way."""
 
@@ -111,6 +148,7 @@ class _Writing:
         self.job, self._pair = job, pair
         self._ends = set(pair.cloud.end_ids)
         self._own: list[ModelBranches] = []
+        self._device: _Guessing | None = None
         self._row: Logprobs | None = None
         self._base_logp = 0.0
         rule, case = job.rule, job.case
@@ -120,6 +158,9 @@ class _Writing:
             # Another tokenizer's last tokens may be read anew.
             branches, self._own = pair.rows(case, 2 if pair.align == "none" else 8)
             device = pair.device(case, rule, branches)
+            if isinstance(device, SteeredDevice):
+                prompts = device.prompts
+                device = self._device = _Guessing(branches, prompts, rule, GREEDY, self._ends)
         if rule.asks_cloud:
             query = case.aware if self._informed else case.query
             schedule = lockstep(device, Request(query, "", codec(codec_name), tokens))
@@ -163,7 +204,8 @@ class _Writing:
         known = None if self._row is None else self._base_logp
         upload, cloud = (known, None) if self._informed else (None, known)
         measured = measure(self.job.case, pair, ids, text, diverged, upload, cloud)
-        return dataclasses.replace(measured, downlink_bytes=transcript.downlink_bytes)
+        guessed = self._device.guessed if self._device is not None else None
+        return replace(measured, downlink_bytes=transcript.downlink_bytes, guessed_logp=guessed)
 
 
 def measure(
