@@ -111,6 +111,7 @@ class _Run:
             parts.device += yield from self._wait(env.timeout(step))
             if self.ids_bytes:
                 # The cloud's ids have to be there before the small model's head can be asked.
+                parts.cloud += yield from self._wait(self._predicted)
                 parts.downlink += yield from self._wait(self._ids)
             parts.device += yield from self._wait(env.timeout(head))
             delta = env.event()
