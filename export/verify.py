@@ -161,9 +161,9 @@ def _positions(exact: Sequence[Logits], found: Sequence[Logits]) -> Iterator[dic
 
 def log_softmax(logits: Logits) -> Logits:
     """Natural log-probabilities along the last axis, in float64."""
-    wide = np.asarray(logits, np.float64)
-    wide = wide - wide.max(-1, keepdims=True)
-    out: Logits = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    out: Logits = np.array(logits, np.float64)
+    out -= out.max(-1, keepdims=True)
+    out -= np.log(np.exp(out).sum(-1, keepdims=True))
     return out
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import costeer
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import BundleError, UsageError
 from edge_runtime.text import Text
@@ -55,6 +56,17 @@ def test_the_report_has_what_it_promises(report: tuple[Path, dict]) -> None:
     # Two layers of four products (qkv, o, gate+up, down), and the head.
     assert (figures["integer_matmuls"], figures["float_matmuls"]) == (9, 0)
     assert 30 < figures["peak_rss_mb"] < 500
+
+
+def test_the_command_prints_them_as_one_json_line(
+    report: tuple[Path, dict], tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, figures = report
+    assert costeer.run(["verify", str(path), "--against", str(tiny_model_dir), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row.keys() >= KEYS
+    assert row["steered_kl"] == figures["steered_kl"]
+    assert {mark["pass"] for mark in row["marks"].values()} <= {True, False}
 
 
 def test_a_random_model_misses_the_marks_and_is_refused(report: tuple[Path, dict]) -> None:
