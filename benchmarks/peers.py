@@ -22,12 +22,20 @@ class Skipped(Exception):
 
 
 def bundle(target: str = "cpu-int8") -> Path:
-    """SmolLM2-135M for `target`, exported at the first call."""
+    """SmolLM2-135M for `target`, exported at the first call and when the recipe has changed."""
+    from edge_runtime.bundle import open_bundle
+    from edge_runtime.errors import BundleError
+    from export.recipes import recipe
+
     out = cache_dir() / "benchmarks" / target
-    if not (out / "manifest.json").is_file():
+    try:
+        current = open_bundle(out, check=False).manifest.recipe == recipe(target).options()
+    except BundleError:
+        current = False
+    if not current:
         from export.pipeline import export_bundle
 
-        export_bundle("smollm2-135m", out, target=target, verify=False)
+        export_bundle("smollm2-135m", out, target=target, verify=False, replace=True)
     return out
 
 

@@ -1,13 +1,8 @@
 """The fused float decoder: from a transformers model to ONNX nodes, with the weights kept apart.
 
-The onnxruntime-genai builder makes the graph (GroupQueryAttention with rotation, skip norms). Two
-rewrites follow, for every recipe:
-
-* `flatten`: between attention nodes everything runs on [batch * sequence, width] matrices, which
-  is what the integer kernels take;
-* `merge`: products that read the same input (gate and up, or q, k and v) become one.
-
-The language-model head is not part of the decoder: `export.heads` makes its graphs.
+The onnxruntime-genai builder makes the graph (GroupQueryAttention with rotation, skip norms);
+`export.rewrites` then makes it quicker, for every recipe. The language-model head is not part of
+the decoder: `export.write` makes its graphs.
 """
 
 from __future__ import annotations
@@ -37,8 +32,6 @@ FAMILIES = {
     "Gemma3ForCausalLM": ("gemma3", "Gemma3Model"),
 }
 """transformers' class name: our family name, and the builder's class."""
-
-_SHAPE_3D = "costeer.shape_3d"
 
 
 @dataclass(slots=True)
@@ -72,9 +65,9 @@ class FloatDecoder:
     products: dict[str, Product] = field(default_factory=dict)
     """By node name: the MatMul nodes in `nodes` whose weight is known here."""
     embedding_ids: str = ""
-    """The flattened token ids [batch * sequence]."""
+    """The flattened token ids [1, batch * sequence]."""
     embedding_out: str = ""
-    """What the embedding must produce, [batch * sequence, hidden], before any scale."""
+    """What the embedding must produce, [1, batch * sequence, hidden], before any scale."""
 
 
 def family_of(config: Any) -> tuple[str, str]:
@@ -96,15 +89,15 @@ def family_of(config: Any) -> tuple[str, str]:
 
 
 def float_decoder(model: Any, max_context: int | None = None) -> FloatDecoder:
-    """The fused, flattened and merged decoder of a transformers causal language model.
+    """The fused and rewritten decoder of a transformers causal language model.
 
     The model's weights are referred to, not copied; each is converted when its tensor is loaded.
     `max_context` shortens the tables of rotations, whose length is the longest context.
     """
+    from export.rewrites import rewrite
+
     decoder = _build(model)
-    _shorten_rotations(decoder, max_context)
-    _flatten(decoder)
-    _merge(decoder)
+    rewrite(decoder, max_context)
     return decoder
 
 
@@ -149,107 +142,6 @@ def _build(model: Any) -> FloatDecoder:
 
 def _loader(value: Any) -> Any:
     return lambda: np.asarray(value.numpy(), dtype=np.float32)
-
-
-def _shorten_rotations(decoder: FloatDecoder, length: int | None) -> None:
-    for name, tensor in decoder.tensors.items():
-        if length and name.startswith(("cos_cache", "sin_cache")) and tensor.shape[0] > length:
-            decoder.tensors[name] = LazyTensor.of(tensor.load()[:length])
-
-
-def _flatten(decoder: FloatDecoder) -> None:
-    from onnx import helper
-
-    make = helper.make_node
-    decoder.tensors["costeer.minus_one"] = LazyTensor.of(np.array([-1], np.int64))
-    nodes = [
-        make("Reshape", ["input_ids", "costeer.minus_one"], ["costeer.ids"], name="/flatten/ids"),
-        make("Shape", ["input_ids"], ["costeer.batch_sequence"], name="/flatten/Shape"),
-        make(
-            "Concat",
-            ["costeer.batch_sequence", "costeer.minus_one"],
-            [_SHAPE_3D],
-            axis=0,
-            name="/flatten/Concat",
-        ),
-    ]
-    for node in decoder.nodes:
-        if node.op_type == "Gather" and node.input[1] == "input_ids":
-            decoder.tensors.pop(node.input[0])
-            decoder.embedding_ids, decoder.embedding_out = "costeer.ids", node.output[0]
-            continue
-        if node.op_type == "GroupQueryAttention":
-            for index in range(3):
-                if node.input[index]:
-                    wide = node.input[index] + "/3d"
-                    nodes.append(make("Reshape", [node.input[index], _SHAPE_3D], [wide], name=wide))
-                    node.input[index] = wide
-            flat, node.output[0] = node.output[0], node.output[0] + "/3d"
-            width = _attention_width(decoder, flat)
-            shape = f"costeer.flat_{width}"
-            decoder.tensors[shape] = LazyTensor.of(np.array([-1, width], np.int64))
-            nodes += [node, make("Reshape", [node.output[0], shape], [flat], name=flat + "/2d")]
-            continue
-        nodes.append(node)
-    for node in nodes:
-        for index, name in enumerate(node.output):
-            if name == "hidden_states":
-                node.output[index] = "hidden/2d"
-        for index, name in enumerate(node.input):
-            if name == "hidden_states":
-                node.input[index] = "hidden/2d"
-    nodes.append(make("Reshape", ["hidden/2d", _SHAPE_3D], ["hidden"], name="/flatten/hidden"))
-    for output in decoder.outputs:
-        if output.name == "hidden_states":
-            output.name = "hidden"
-    decoder.nodes = nodes
-
-
-def _attention_width(decoder: FloatDecoder, output: str) -> int:
-    """Width of an attention node's output: the rows of the weight that reads it."""
-    for node in decoder.nodes:
-        if node.op_type == "MatMul" and node.input[0] == output:
-            return decoder.tensors[node.input[1]].shape[0]
-    raise AssertionError(f"nothing reads {output}")
-
-
-def _merge(decoder: FloatDecoder) -> None:
-    from onnx import helper
-
-    readers: dict[str, list[Any]] = {}
-    for node in decoder.nodes:
-        if node.op_type == "MatMul" and node.input[1] in decoder.tensors:
-            readers.setdefault(node.input[0], []).append(node)
-    nodes = []
-    for node in decoder.nodes:
-        group = readers.get(node.input[0], []) if node.op_type == "MatMul" else []
-        if node not in group:
-            nodes.append(node)
-            continue
-        if node is not group[0]:
-            continue
-        weights = [decoder.tensors.pop(one.input[1]) for one in group]
-        name, out = node.name, node.output[0]
-        if len(group) > 1:
-            out = node.name + "/merged"
-            widths = f"costeer.split_{'_'.join(str(w.shape[1]) for w in weights)}"
-            split = np.array([w.shape[1] for w in weights], np.int64)
-            decoder.tensors[widths] = LazyTensor.of(split)
-        nodes.append(helper.make_node("MatMul", [node.input[0], ""], [out], name=name))
-        decoder.products[name] = Product(name, node.input[0], out, _beside(weights))
-        if len(group) > 1:
-            outs = [one.output[0] for one in group]
-            nodes.append(
-                helper.make_node("Split", [out, widths], outs, axis=1, name=name + "/split")
-            )
-    decoder.nodes = nodes
-
-
-def _beside(weights: list[LazyTensor]) -> LazyTensor:
-    if len(weights) == 1:
-        return weights[0]
-    shape = (weights[0].shape[0], sum(weight.shape[1] for weight in weights))
-    return LazyTensor(shape, lambda: np.concatenate([w.load() for w in weights], axis=1))
 
 
 def head_weight(model: Any) -> LazyTensor:

@@ -11,6 +11,8 @@ read once, activations as precise as 14 bits. With L = 63 a product of an unsign
 (at most 127) and a weight (at most 127), added in pairs, stays below 2^15: x86 processors without
 VNNI multiply bytes with an instruction that saturates there, so L = 127 would be wrong on them.
 Each row has its own scale, which keeps rows in one call independent, bit for bit.
+
+Here are tables and heads; the decoder's products are in `export.products`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ LEVELS = 63
 """Largest integer of an activation (L above)."""
 
 ROWS, TERM_ROWS = "rows", "term_rows"
-"""Names of the two numbers of rows in a graph: tokens, and both terms of all tokens."""
+"""Names of two numbers in a graph: tokens, and both terms of all tokens."""
 
 _TINY = np.float32(1e-30)
 
@@ -38,8 +40,8 @@ class GraphParts:
     file: TensorFile
     nodes: list[Any] = field(default_factory=list)
     used: dict[str, None] = field(default_factory=dict)
-    rows: dict[str, str] = field(default_factory=dict)
-    """Matrices whose number of rows shape inference cannot name, and a name for it. Without one,
+    shapes: dict[str, tuple[int | str | None, ...]] = field(default_factory=dict)
+    """Of float tensors whose number of rows shape inference cannot name. Without a name,
     onnxruntime reuses no buffer of theirs and searches them all: loading took 10 x longer."""
 
     def node(
@@ -90,12 +92,12 @@ def quantize_rows(parts: GraphParts, x: str, terms: int) -> tuple[str, str]:
         rest = node("Sub", [steps, node("Round", [steps], p + "/round")], p + "/rest")
         fine = node("Mul", [rest, t("q.fine", np.float32(2 * LEVELS))], p + "/fine")
         steps = node("Concat", [steps, fine], p + "/terms", axis=0)
-        parts.rows[steps] = TERM_ROWS
+        parts.shapes[steps] = (TERM_ROWS, None)
     one, zero = t("q.one", np.float32(1)), t("q.zero", np.uint8(64))
     return node("QuantizeLinear", [steps, one, zero], p + "/int"), scale
 
 
-def integer_product(
+def table_product(
     parts: GraphParts,
     x: tuple[str, str],
     weight: str,
@@ -103,13 +105,11 @@ def integer_product(
     zeros: str,
     y: str,
     terms: int,
-    *,
-    by_rows: bool = False,
 ) -> None:
-    """y [T, N] = x @ weight with `x` from `quantize_rows`, int8 weight [K, N], scales [N].
+    """y [T, N] = x @ weight with `x` from `quantize_rows`, int8 weight [N, K], scales [N].
 
-    `by_rows`: the weight is [N, K]; right for a table whose rows are also looked up, but a session
-    takes longer to load, since kernels pack weights by columns.
+    By rows, as a table is whose rows are also looked up. A session takes longer to load it so,
+    since kernels pack weights by columns.
     """
     integers, row_scale = x
     one, zero = parts.tensor("q.one", np.float32(1)), parts.tensor("q.zero", np.uint8(64))
@@ -118,12 +118,12 @@ def integer_product(
         [integers, one, zero, weight, scale, zeros],
         y + "/product",
         domain="com.microsoft",
-        transB=int(by_rows),
+        transB=1,
     )
     if terms == 2:
         high, low = y + "/high", y + "/low"
         parts.node("Split", [out], [high, low], axis=0, num_outputs=2)
-        parts.rows |= {out: TERM_ROWS, high: ROWS, low: ROWS}
+        parts.shapes |= {out: (TERM_ROWS, None), high: (ROWS, None), low: (ROWS, None)}
         fine = parts.tensor("q.unfine", np.float32(1 / (2 * LEVELS)))
         low = parts.node("Mul", [low, fine], y + "/low_scaled")
         out = parts.node("Add", [high, low], y + "/sum")

@@ -9,6 +9,10 @@ from edge_runtime.errors import UsageError, did_you_mean
 
 Body = Literal["int8", "block", "float"]
 
+INT8_FORM = 2
+"""Of the nodes around integer products (`export.products`): a bundle of another form has other bits
+and another speed, and runs as well."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -37,10 +41,10 @@ class Recipe:
 
     def options(self) -> dict[str, Any]:
         """What the manifest records: the fields that apply to this kind of body."""
-        options = asdict(self)
+        options = asdict(self) | {"form": INT8_FORM}
         del options["target"], options["summary"], options["tolerance"]
         kept = {
-            "int8": {"body", "terms", "head_terms", "site_terms"},
+            "int8": {"body", "terms", "head_terms", "site_terms", "form"},
             "block": {"body", "head_terms", "bits", "block"},
             "float": {"body"},
         }[self.body] | ({"graph"} if self.graph == "portable" else set())

@@ -9,16 +9,18 @@ import numpy as np
 
 from edge_runtime.bundle import CANDIDATES, DECODER, HEAD
 from export.graph import IR_VERSION, OPSETS, FloatDecoder, Product
+from export.products import Steps, bound_norms, integer_product
 from export.quantize import (
     ROWS,
     GraphParts,
     block_weights,
-    integer_product,
     per_channel,
     quantize_rows,
+    table_product,
     zero_points,
 )
 from export.recipes import Recipe
+from export.rewrites import FLAT
 from export.tensors import LazyTensor, TensorFile
 
 ACCURACY_INT8 = 4
@@ -78,9 +80,7 @@ def write_heads(folder: Path, file: TensorFile, head: LazyTensor, recipe: Recipe
             if some:
                 zeros = parts.node("Gather", [zeros, "candidate_ids"], "zeros/some", axis=0)
             rows = quantize_rows(parts, "hidden", recipe.head_terms)
-            integer_product(
-                parts, rows, weight, scale, zeros, "logits", recipe.head_terms, by_rows=True
-            )
+            table_product(parts, rows, weight, scale, zeros, "logits", recipe.head_terms)
         logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", width])
         _save(folder / name, parts, inputs, [logits])
 
@@ -96,12 +96,13 @@ def _write_decoder(
     folder: Path, file: TensorFile, decoder: FloatDecoder, recipe: Recipe, table: str
 ) -> None:
     parts = GraphParts(file)
+    steps = bound_norms(decoder, recipe) if recipe.body == "int8" else {}
     for node in decoder.nodes:
-        if node.op_type == "Reshape" and node.input[1].startswith("costeer.flat_"):
-            parts.rows[node.output[0]] = ROWS
+        if node.op_type == "Reshape" and node.input[1].startswith(FLAT):
+            parts.shapes[node.output[0]] = (1, ROWS, None)
         product = decoder.products.pop(node.name, None)
         if product is not None:
-            _write_product(parts, product, recipe)
+            _write_product(parts, product, recipe, steps.get(product.x))
             continue
         for name in node.input:
             if name in decoder.tensors:
@@ -112,7 +113,9 @@ def _write_decoder(
     _save(folder / DECODER, parts, decoder.inputs, decoder.outputs)
 
 
-def _write_product(parts: GraphParts, product: Product, recipe: Recipe) -> None:
+def _write_product(
+    parts: GraphParts, product: Product, recipe: Recipe, steps: Steps | None
+) -> None:
     width, outputs = product.weight.shape
     weight = np.ascontiguousarray(product.weight.load().T)
     name = product.name.strip("/").replace("/", ".")
@@ -138,15 +141,13 @@ def _write_product(parts: GraphParts, product: Product, recipe: Recipe) -> None:
         )
     else:
         quantized, scale = per_channel(weight)
-        terms = recipe.terms_at(product.site)
         integer_product(
             parts,
-            quantize_rows(parts, product.x, terms),
+            product,
             parts.tensor(f"{name}.weight", quantized.T),
             parts.tensor(f"{name}.scale", scale),
-            zero_points(parts, outputs),
-            product.y,
-            terms,
+            recipe.terms_at(product.site),
+            steps,
         )
 
 
@@ -160,20 +161,17 @@ def _write_embedding(parts: GraphParts, decoder: FloatDecoder, table: str, recip
         return
     parts.used[f"{table}.scale"] = None
     rows = parts.node("Gather", [f"{table}.weight", ids], "embedding/rows", axis=0)
-    parts.rows[rows] = ROWS
     rows = parts.node("Cast", [rows], "embedding/float", to=TensorProto.FLOAT)
     scale = parts.node("Gather", [f"{table}.scale", ids], "embedding/scales", axis=0)
     axis = parts.tensor("q.axis", np.array([-1], np.int64))
     scale = parts.node("Unsqueeze", [scale, axis], "embedding/scale")
-    parts.rows |= {scale: ROWS, out: ROWS}
+    parts.shapes[out] = (1, ROWS, None)
     parts.node("Mul", [rows, scale], out)
 
 
 def _save(path: Path, parts: GraphParts, inputs: list[Any], outputs: list[Any]) -> None:
     from onnx import TensorProto, helper
 
-    # The embedding's integer rows are the only named matrix that is not float.
-    kinds = {"embedding/rows": TensorProto.INT8}
     graph = helper.make_graph(
         parts.nodes,
         path.stem,
@@ -181,8 +179,8 @@ def _save(path: Path, parts: GraphParts, inputs: list[Any], outputs: list[Any]) 
         outputs,
         [parts.file.proto(name) for name in sorted(parts.used)],
         value_info=[
-            helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), [rows, None])
-            for name, rows in parts.rows.items()
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in parts.shapes.items()
         ],
     )
     model = helper.make_model(
