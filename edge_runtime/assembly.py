@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edge_runtime.device import Branches, CloudOnlyDevice, SteeredDevice
 from edge_runtime.errors import UsageError, did_you_mean
@@ -27,7 +27,12 @@ from edge_runtime.translated import How, TranslatedDevice
 if TYPE_CHECKING:
     from edge_runtime.budget import Budget
     from edge_runtime.bundle import Bundle
+    from edge_runtime.governor import GovernedDevice
     from edge_runtime.text import Prompts, Text
+
+LastResort = Literal["cloud", "device", "both", "none"]
+"""Who may answer alone when a budget cannot be kept together: `cloud` without steering when the
+device is too slow, `device` without the cloud while that is late."""
 
 AnyDevice = SteeredDevice | CloudOnlyDevice | TranslatedDevice
 
@@ -96,6 +101,15 @@ class Plan:
         gate(self.gate)
         Deadline(self.token_deadline_ms, self.on_late)
 
+    def within(self, budget: Budget | None, last_resort: LastResort) -> Plan:
+        """This plan, with a token that waits for the cloud longer than the budget's `token_ms`
+        made by the device alone, if `last_resort` allows that and no deadline was set by hand."""
+        if budget is None or budget.token_ms is None or self.on_late != "wait":
+            return self
+        if last_resort not in ("device", "both"):
+            return self
+        return replace(self, token_deadline_ms=budget.token_ms, on_late="device")
+
     def make(self, device: Device, request: Request) -> Schedule:
         """The schedule that answers `request`. Raises `UsageError` (see `check`)."""
         self.check()
@@ -137,6 +151,7 @@ def device_for(
     branches: Branches | None = None,
     threads: int = 1,
     budget: Budget | None = None,
+    last_resort: LastResort = "cloud",
     notes: Sequence[str] = (),
     weights: Sequence[float] = (),
     stranger: Stranger | None = None,
@@ -149,8 +164,16 @@ def device_for(
     `branches`: opened ones to use again; None: the bundle's are opened, for as many tokens as the
     prompts and the answer take, and only if the rule steers at all. Raises `UsageError` when they
     are too many for the model. `budget`: the device then keeps it as far as it may, and notes what
-    it gave up (`edge_runtime.governor`).
+    it gave up (`edge_runtime.governor`); `last_resort` says how far that may go.
     """
+    if last_resort not in get_args(LastResort):
+        raise UsageError(
+            "last-resort",
+            "no such choice",
+            got=last_resort,
+            allowed=", ".join(get_args(LastResort)),
+            todo=did_you_mean(last_resort, get_args(LastResort)),
+        )
     ends = bundle.manifest.tokens.end_ids
     if not rule.steers:
         return CloudOnlyDevice(sampler, stranger.ends if stranger else ends, rule)
@@ -161,7 +184,9 @@ def device_for(
             todo="Leave one of them out",
         )
     if budget is not None:
-        return _governed(bundle, text, query, context, rule, max_tokens, sampler, threads, budget)
+        device = _governed(bundle, text, query, context, rule, max_tokens, sampler, threads, budget)
+        device.may_end_as(last_resort)
+        return device
     prompts = text.prompts(query, context)
     if len(notes) > 1:
         each = prompts_of(text, query, notes)
@@ -196,7 +221,7 @@ def _governed(
     sampler: Sampler,
     threads: int,
     budget: Budget,
-) -> AnyDevice:
+) -> GovernedDevice:
     from edge_runtime.governor import GovernedDevice
     from edge_runtime.shorten import admitted, in_time
 

@@ -71,6 +71,9 @@ def generate(
     memory_mb: Annotated[float | None, typer.Option(help="Budget: resident memory.")] = None,
     first_token_ms: Annotated[float | None, typer.Option(help="Budget: prefill.")] = None,
     token_ms: Annotated[float | None, typer.Option(help="Budget: the device's work.")] = None,
+    last_resort: Annotated[
+        str, typer.Option(help="Over it, who may answer alone: cloud, device, both or none.")
+    ] = "cloud",
     pad_to: Annotated[int, typer.Option(min=0, help="Pad uplink frames to this.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -96,6 +99,8 @@ def generate(
         token_deadline_ms=token_deadline_ms,
         on_late=on_late,  # type: ignore[arg-type]  # Deadline checks it
     )
+    budget = _budget(memory_mb, first_token_ms, token_ms)
+    plan = plan.within(budget, last_resort)  # type: ignore[arg-type]  # device_for checks it
     plan.check()
     notes, weights = _notes(rule, context or [], weight or [])
     note = "\n\n".join(notes)
@@ -115,7 +120,8 @@ def generate(
         max_tokens=max_tokens,
         sampler=sampler,
         threads=threads,
-        budget=_budget(memory_mb, first_token_ms, token_ms),
+        budget=budget,
+        last_resort=last_resort,  # type: ignore[arg-type]
         notes=notes,
         weights=weights,
         stranger=stranger,
@@ -133,6 +139,10 @@ def generate(
     finally:
         show.end()
     transcript.notes += device.decisions
+    if plan.on_late == "device":
+        from edge_runtime.governor import alone_spans
+
+        transcript.notes += alone_spans(transcript.records)
     answer = spoken.decode(transcript.tokens)
     row = {"text": answer, **transcript.row(), "peak_rss_mb": peak_rss_mb()}
     row["method"], row["gain"] = rule.name, rule.gain

@@ -7,6 +7,10 @@
                       small model later, as one chunk
     cloud only        no work on the device (only if the user allows it)
 
+While the cloud is what is late, the device may go on alone, likewise only if the user allows it:
+the schedule's deadline sees to that (`edge_runtime.schedules.deadlines`), and `alone_spans` says
+when it began and when the cloud was back.
+
 Dropping the oldest paragraphs of the note (`edge_runtime.shorten`) comes before an answer, when
 its first token would be late or its memory too much: a prompt cannot shrink while it is being
 answered. One step down when the median token time of a window exceeds the budget, one step up when
@@ -16,6 +20,7 @@ time: without one it does not.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +35,7 @@ from edge_runtime.device import SteeredDevice, choose
 from edge_runtime.memory import rss_mb
 from edge_runtime.policy import Decision, Scores
 from edge_runtime.steering import Method, policy
+from edge_runtime.transcript import TokenRecord
 
 AS_ASKED, CANDIDATE_HEAD, FEWER, GATED, CLOUD_ONLY = range(5)
 LEVELS = ("as asked", "candidate head", "fewer candidates", "gated steering", "cloud only")
@@ -136,6 +142,11 @@ class GovernedDevice(SteeredDevice):
         """Answer tokens that the small model has not seen yet."""
         self._spent_ms = 0.0
         self._position = 0
+
+    def may_end_as(self, last_resort: str) -> None:
+        """Who may answer alone: `cloud`, `device`, `both` or `none` (before the answer begins)."""
+        allowed = last_resort in ("cloud", "both")
+        self.governor.levels = levels_for(self.method, allowed)
 
     @property
     def decisions(self) -> list[str]:
@@ -269,3 +280,16 @@ def narrowed(candidates: CandidateSet, count: int) -> CandidateSet:
     return CandidateSet(
         candidates.ids[kept], candidates.logprobs[kept], left_out=candidates.left_out + lost
     )
+
+
+def alone_spans(records: Sequence[TokenRecord]) -> list[str]:
+    """One line for each stretch of an answer that the device wrote alone, the cloud being late."""
+    sources = [record.decision.source if record.decision else "" for record in records]
+    lines, start = [], 0
+    for source, same in itertools.groupby(sources):
+        end = start + len(list(same))
+        if source == "device":
+            back = f"the cloud was back at token {end}" if end < len(sources) else "to the end"
+            lines.append(f"token {start}: device alone (the cloud was late; {back})")
+        start = end
+    return lines

@@ -82,7 +82,7 @@ from edge_runtime.budget import admit
 from edge_runtime.bundle import open_bundle
 from edge_runtime.errors import BudgetExceeded
 bundle = open_bundle(sys.argv[1])
-tokens = bundle.manifest.architecture.max_context
+tokens = min(512, bundle.manifest.architecture.max_context)
 room = int(sys.argv[2])
 limit = psutil.Process().memory_info().vms + room
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -113,3 +113,16 @@ def test_a_run_under_a_real_limit_is_refused_or_lives(tiny_bundle: Bundle, room_
         assert run.stdout.startswith("ran")
     if room_mb == 1:
         assert run.stdout.startswith("refused")
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("room_mb", [60, 200, 280, 330, 1000])
+def test_smollm2_under_a_real_limit_is_refused_or_lives(
+    smollm2_bundle: Bundle, room_mb: int
+) -> None:
+    command = [sys.executable, "-c", UNDER_A_LIMIT, str(smollm2_bundle.path), str(room_mb * 10**6)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.startswith("refused" if room_mb == 60 else ("ran", "refused"))
+    if room_mb == 1000:
+        assert run.stdout.startswith("ran 512")

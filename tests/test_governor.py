@@ -8,28 +8,31 @@ import numpy as np
 import pytest
 
 from cloud_sim.session import session
-from edge_runtime.assembly import device_for
+from edge_runtime.assembly import LastResort, Plan, device_for
 from edge_runtime.branches import TwoBranches
 from edge_runtime.budget import Budget, need
 from edge_runtime.bundle import Bundle
 from edge_runtime.candidates import CandidateSet, codec
 from edge_runtime.connections.direct import run_direct
 from edge_runtime.device import SteeredDevice
-from edge_runtime.errors import BudgetExceeded
+from edge_runtime.errors import BudgetExceeded, UsageError
 from edge_runtime.governor import (
     CLOUD_ONLY,
     FEW,
     LEVELS,
     GovernedDevice,
     Governor,
+    alone_spans,
     levels_for,
     narrowed,
 )
+from edge_runtime.policy import Decision
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.shorten import shorten
 from edge_runtime.steering import PRESETS
 from edge_runtime.text import Prompts, Text
+from edge_runtime.transcript import Parts, TokenRecord
 from tests.fakes import FakeCloud
 
 WINDOW = 16
@@ -146,6 +149,46 @@ def test_a_device_that_is_too_slow_ends_as_the_cloud_alone(branches: TwoBranches
     assert "cloud" in sources
     names = [line.split(": ")[1].split(" (")[0] for line in device.governor.decisions[:4]]
     assert names == list(LEVELS[1:])
+
+
+def test_the_user_says_who_may_answer_alone(branches: TwoBranches) -> None:
+    budget = Budget(token_ms=10)
+    cases: list[tuple[LastResort, bool, bool]] = [
+        ("cloud", True, False),
+        ("device", False, True),
+        ("both", True, True),
+        ("none", False, False),
+    ]
+    for last_resort, cloud, device in cases:
+        governed = GovernedDevice(
+            SteeredDevice(branches, Prompts((1, 2), (1,)), PRESETS["light"]), budget
+        )
+        governed.may_end_as(last_resort)
+        assert (CLOUD_ONLY in governed.governor.levels) == cloud
+        plan = Plan("lockstep").within(budget, last_resort)
+        assert (plan.on_late, plan.token_deadline_ms) == (("device", 10) if device else ("wait", 0))
+    by_hand = Plan("lockstep", token_deadline_ms=5, on_late="cloud")
+    assert by_hand.within(budget, "both") == by_hand
+    assert Plan("lockstep").within(None, "both") == Plan("lockstep")
+
+
+def test_an_unknown_last_resort_is_refused(tiny_bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match=r"got clod; allowed cloud, device.*Did you mean cloud"):
+        device_for(
+            tiny_bundle, Text.open(tiny_bundle), "Why?", "", PRESETS["light"],
+            max_tokens=8, last_resort="clod",  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def test_stretches_without_the_cloud_are_told_with_their_ends() -> None:
+    def record(source: str) -> TokenRecord:
+        return TokenRecord(0, 0.0, Parts(), Decision(0, 0, 0.0, 0.0, 0.0, source=source))
+
+    sources = ["steered", "device", "device", "cloud", "steered", "device"]
+    assert alone_spans([record(source) for source in sources]) == [
+        "token 1: device alone (the cloud was late; the cloud was back at token 3)",
+        "token 5: device alone (the cloud was late; to the end)",
+    ]
 
 
 def test_tokens_that_waited_reach_the_small_model_as_if_they_never_had(
