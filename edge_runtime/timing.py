@@ -11,14 +11,13 @@ cloud's is therefore charged to the device only as far as it was what the user w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import msgspec
 
 from edge_runtime.schedules.actions import Kind
 from edge_runtime.wire import Stamp
 
 
-@dataclass(slots=True)
-class Parts:
+class Parts(msgspec.Struct):
     """Milliseconds of one token's time on the critical path; `total` is their sum."""
 
     device: float = 0.0
@@ -51,16 +50,22 @@ class Parts:
 
     def add(self, other: Parts) -> None:
         """Add `other`, part by part."""
-        for f in fields(self):
-            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+        self.device += other.device
+        self.steer += other.steer
+        self.uplink += other.uplink
+        self.queue += other.queue
+        self.cloud += other.cloud
+        self.downlink += other.downlink
+        self.wait += other.wait
+        self.host += other.host
 
     def scaled(self, factor: float) -> Parts:
         """Each part times `factor` (a mean from a sum)."""
-        return Parts(*(getattr(self, f.name) * factor for f in fields(self)))
+        return Parts(*(part * factor for part in msgspec.structs.astuple(self)))
 
     def as_dict(self) -> dict[str, float]:
         """Part name to milliseconds."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return msgspec.structs.asdict(self)
 
 
 class ClockOffset:

@@ -59,7 +59,7 @@ class Opportunities:
         offset_ms: float = 0.0,
         opportunity_bytes: int = OPPORTUNITY_BYTES,
     ) -> None:
-        self._times = list(times_ms)
+        self._times = tuple(times_ms)
         self._period = self._times[-1]
         self._size = opportunity_bytes
         self._offset = offset_ms
@@ -73,22 +73,30 @@ class Opportunities:
         now = now_ms + self._offset
         if self._at < now:
             self._seek(now)
-        while size_bytes > self._left:
-            size_bytes -= self._left
+        left = self._left
+        while size_bytes > left:
+            size_bytes -= left
             self._next()
-        self._left -= size_bytes
+            left = self._left
+        self._left = left - size_bytes
         return self._at - self._offset
 
     def _seek(self, now: float) -> None:
         """To the first opportunity at or after `now`; those before it went by unused."""
-        cycle, within = divmod(now, self._period)
-        index = bisect_left(self._times, within)
+        times = self._times
+        cycles, within = divmod(now, self._period)
+        cycle = int(cycles)
+        # It is mostly near the one before: looking all over the trace reads memory far and wide.
+        low = self._index if cycle == self._cycle and self._index > 0 else 0
+        high = low + 64
+        if high >= len(times) or times[high] < within:
+            high = len(times)
+        index = bisect_left(times, within, low, high)
         # An entry at exactly the period is the same instant as one at 0 of the next cycle.
         if within == 0.0 and cycle > 0:
-            last = bisect_left(self._times, self._period)
-            cycle, index = cycle - 1, last
-        if (int(cycle), index) > (self._cycle, self._index):
-            self._cycle, self._index = int(cycle), index - 1
+            cycle, index = cycle - 1, bisect_left(times, self._period)
+        if cycle > self._cycle or (cycle == self._cycle and index > self._index):
+            self._cycle, self._index = cycle, index - 1
         self._next()
 
     def _next(self) -> None:

@@ -211,18 +211,16 @@ class Stream:
             return LOST
         acked = arrives + self._back.propagation_ms(arrives)
         self._acks.append(acked)
-        self._measured(acked - now_ms)
-        if self._lost:
-            self._outrun(acked)
-        return arrives
-
-    def _measured(self, round_trip: float) -> None:
-        """RFC 6298, section 2."""
+        # RFC 6298, section 2.
+        round_trip = acked - now_ms
         if self._srtt:
             self._rttvar += 0.25 * (abs(self._srtt - round_trip) - self._rttvar)
             self._srtt += 0.125 * (round_trip - self._srtt)
         else:
             self._srtt, self._rttvar = round_trip, round_trip / 2
+        if self._lost:
+            self._outrun(acked)
+        return arrives
 
     def _rto(self) -> float:
         return (self._srtt or 1000.0) + max(self._transport.rto_min_ms, 4 * self._rttvar)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,16 +26,16 @@ class Cache:
         """A new cache with the first `keep` tokens of this one."""
         return Cache(self.model, self.model.fork(self.sequence, keep), self.tokens[:keep])
 
-    def request(self, tokens: Sequence[int], first: int, speculative: bool = False) -> ScoreRequest:
-        """Make this cache hold `tokens`; predict after each of them from index `first` on.
+    def request(self, tokens: list[int], first: int, speculative: bool = False) -> ScoreRequest:
+        """Make this cache hold `tokens`, which it keeps; predict after each from index `first` on.
 
         What it holds already is not computed again, except the tokens to predict after.
         """
         keep = min(first, len(self.tokens))
-        if self.tokens[:keep] != list(tokens[:keep]):  # rare: look for where only then
+        if self.tokens[:keep] != tokens[:keep]:  # rare: look for where only then
             pairs = zip(self.tokens, tokens, strict=False)
             keep = next(i for i, (have, want) in enumerate(pairs) if have != want)
-        self.tokens = list(tokens)
+        self.tokens = tokens
         new = tuple(tokens[keep:])
         every = len(tokens) - first > 1
         return ScoreRequest(self.model, self.sequence, keep, new, every, speculative)

@@ -9,6 +9,8 @@ from cloud_sim.session.admission import out_of_turn
 from edge_runtime import wire
 from edge_runtime.schedules.actions import Action, Arrival, Receive, Timeout
 
+_ANY_TIME, _NOW = Receive(), Receive(0.0)
+
 MOST_HELD = 64
 """Frames kept for later because an earlier one is missing."""
 
@@ -27,40 +29,46 @@ class Mailbox:
     def next(self) -> Generator[Action, object, wire.Up]:
         """The next frame to act on; `Close` when the device is gone for good."""
         while True:
-            frame = yield from self._one(None)
+            frame = yield from self._one(_ANY_TIME)
             if frame is not None:
                 return frame
 
     def already(self) -> Generator[Action, object, wire.Up | None]:
         """A frame to act on that has already arrived, else None."""
-        return (yield from self._one(0.0))
+        return self._one(_NOW)
 
-    def _one(self, deadline_ms: float | None) -> Generator[Action, object, wire.Up | None]:
-        due = self._due()
+    def _one(self, wanted: Receive) -> Generator[Action, object, wire.Up | None]:
+        due = self._due() if self._held else None
         while due is None:
-            event = yield Receive(deadline_ms)
+            event = yield wanted
             if isinstance(event, Timeout):
                 self.now_ms = event.now_ms
                 return None
             if not isinstance(event, Arrival):
                 return wire.Close()
             self.now_ms = event.now_ms
-            if isinstance(event.frame, wire.Open):
-                if event.frame in self._opened:
+            frame = event.frame
+            if isinstance(frame, wire.Open):
+                if frame in self._opened:
                     continue
-                self._opened.append(event.frame)
-            if not isinstance(event.frame, wire.Extend | wire.Credit):
-                return event.frame
+                self._opened.append(frame)
+            if not isinstance(frame, wire.Extend | wire.Credit):
+                return frame
             if self.epoch < 0:
-                raise out_of_turn(event.frame, "open")
-            self._held.append(event.frame)
+                raise out_of_turn(frame, "open")
+            self._held.append(frame)
             if len(self._held) > MOST_HELD:
-                raise out_of_turn(event.frame, "the frames before it, or open")
+                raise out_of_turn(frame, "the frames before it, or open")
             due = self._due()
         return due
 
     def _due(self) -> wire.Extend | wire.Credit | None:
         """The held frame whose turn it is; frames of epochs that have passed are dropped."""
+        (first, *others) = self._held
+        if not others and first.epoch == self.epoch + isinstance(first, wire.Extend):
+            self._held.clear()
+            self.epoch = first.epoch
+            return first
         self._held = [f for f in self._held if f.epoch + isinstance(f, wire.Credit) > self.epoch]
         for frame in self._held:
             if frame.epoch == self.epoch + isinstance(frame, wire.Extend):

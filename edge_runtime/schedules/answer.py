@@ -37,6 +37,8 @@ from edge_runtime.schedules.exchange import Predictions, Request, refused
 from edge_runtime.schedules.gates import Gate
 from edge_runtime.schedules.pace import Pace
 
+ANY_TIME, NOW = Receive(), Receive(0.0)
+
 GOODBYE_MS = 1000.0
 """How long the end of an answer waits for the cloud's account of what it computed."""
 
@@ -142,7 +144,7 @@ class Answer:
         """
         began_ms: float | None = None
         while True:
-            event = yield Receive(0.0)
+            event = yield NOW
             if isinstance(event, Timeout):
                 if began_ms is None:
                     began_ms = event.now_ms
@@ -158,13 +160,13 @@ class Answer:
                 left = self.deadline.left(began_ms, event.now_ms) if self.emitted else None
                 if left is not None and left <= 0:
                     return None
-                event = yield Receive(left)
+                event = yield ANY_TIME if left is None else Receive(left)
             yield from self._take(event)
 
     def now(self) -> Generator[Action, Any, float]:
         """The driver's clock, ms; takes in what has arrived."""
         while True:
-            event = yield Receive(0.0)
+            event = yield NOW
             if isinstance(event, Timeout):
                 return event.now_ms
             yield from self._take(event)
@@ -259,8 +261,8 @@ class Answer:
     def keep_up(self) -> Moves:
         """Whatever the small model has not seen of the answer, as one chunk."""
         device = self.device
-        missing = self.emitted[device.length :]
-        if missing:
+        if len(self.emitted) > device.length:
+            missing = self.emitted[device.length :]
             yield Compute(
                 "step", partial(device.extend, missing), device.load("step", tokens=len(missing))
             )

@@ -80,7 +80,7 @@ class Predictions:
         """The prediction for the next position of the answer `emitted`, if it is here, and the
         epoch in which it was made."""
         for after, (epoch, payload) in self._by_position.get(len(emitted), {}).items():
-            if tuple(emitted[len(emitted) - len(after) :]) == after:
+            if not after or tuple(emitted[len(emitted) - len(after) :]) == after:
                 return self.codec.decode(payload), epoch
         return None
 
@@ -94,8 +94,9 @@ class Predictions:
         """Drop what the answer has passed."""
         stores: tuple[dict[int, Any], ...] = (self._by_position, self._other_way)
         for store in stores:
-            for old in [p for p in store if p < position]:
-                del store[old]
+            if store:
+                for old in [p for p in store if p < position]:
+                    del store[old]
 
     def clear(self) -> None:
         """Drop everything."""
