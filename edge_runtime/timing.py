@@ -95,18 +95,24 @@ class ClockOffset:
 class TokenClock:
     """Collects what happened since the last token; `emit` returns its parts and starts anew."""
 
+    __slots__ = (
+        "_cloud", "_device", "_downlink", "_host", "_last_ms", "_queue", "_sent_ms", "_steer",
+        "_uplink", "_wait", "offset",
+    )  # fmt: skip
+
     def __init__(self, start_ms: float, offset: ClockOffset | None = None) -> None:
         self._last_ms = start_ms
-        self._parts = Parts()
         self._sent_ms: float | None = None
         self.offset = offset or ClockOffset()
+        self._device = self._steer = self._uplink = self._queue = 0.0
+        self._cloud = self._downlink = self._wait = self._host = 0.0
 
     def computed(self, kind: Kind, milliseconds: float) -> None:
         """The schedule spent that long in a `Compute` of that kind."""
         if kind == "steer":
-            self._parts.steer += milliseconds
+            self._steer += milliseconds
         else:
-            self._parts.device += milliseconds
+            self._device += milliseconds
 
     def sent(self, now_ms: float) -> None:
         """A frame that asks for an answer left at `now_ms`."""
@@ -119,36 +125,39 @@ class TokenClock:
         """
         if self._sent_ms is not None:
             self.offset.observe(self._sent_ms, stamp, arrived_ms)
-        parts = self._parts
         begins = arrived_ms if arrived_ms > began_ms else began_ms
         if now_ms > begins:
-            parts.host += now_ms - begins
+            self._host += now_ms - begins
         left = max(0.0, min(now_ms, arrived_ms) - began_ms)
         if left and stamp.sent_us:
             # Backwards from the arrival: down, cloud, queue.
             sent_ms = stamp.sent_us / 1e3 - self.offset.offset_ms
             share = min(left, max(0.0, arrived_ms - sent_ms))
-            parts.downlink += share
+            self._downlink += share
             left -= share
             share = min(left, stamp.compute_us / 1e3)
-            parts.cloud += share
+            self._cloud += share
             left -= share
             share = min(left, stamp.queue_us / 1e3)
-            parts.queue += share
+            self._queue += share
             left -= share
         if self._sent_ms is not None:
-            parts.uplink += left
+            self._uplink += left
             self._sent_ms = None
         else:
-            parts.wait += left
+            self._wait += left
 
     def waited(self, milliseconds: float) -> None:
         """A wait that ended without a frame (a deadline, a reconnection)."""
-        self._parts.wait += milliseconds
+        self._wait += milliseconds
 
     def emit(self, now_ms: float) -> Parts:
         """The parts since the last token; what nothing claims is the host's."""
-        parts = self._parts
-        parts.host += (now_ms - self._last_ms) - parts.total
-        self._last_ms, self._parts = now_ms, Parts()
-        return parts
+        device, steer, uplink, queue = self._device, self._steer, self._uplink, self._queue
+        cloud, downlink, wait, host = self._cloud, self._downlink, self._wait, self._host
+        claimed = device + steer + uplink + queue + cloud + downlink + wait + host
+        host += (now_ms - self._last_ms) - claimed
+        self._last_ms = now_ms
+        self._device = self._steer = self._uplink = self._queue = 0.0
+        self._cloud = self._downlink = self._wait = self._host = 0.0
+        return Parts(device, steer, uplink, queue, cloud, downlink, wait, host)

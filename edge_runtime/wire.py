@@ -185,6 +185,12 @@ def encode(frame: Frame, pad_to: int = 0) -> bytes:
     return message
 
 
+def size(frame: Frame, pad_to: int = 0) -> int:
+    """Bytes of `encode(frame, pad_to)`."""
+    whole = _LENGTH.size + len(_encoder.encode(frame))
+    return whole + -whole % pad_to if pad_to > 1 else whole
+
+
 def decode_up(message: bytes) -> Up:
     """What a device sent. Raises `ConnectionFailed` on anything that is no frame of ours."""
     return _decode(message, _decode_up)

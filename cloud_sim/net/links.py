@@ -92,7 +92,9 @@ class Link:
         radio: Radio | None = None,
         queue_bytes: int | None = None,
     ) -> None:
-        self._rate, self._delay = rate, delay
+        self._finish = rate.finish
+        self.propagation_ms = delay.at
+        """What an acknowledgement that leaves then would take: no queue, no jitter."""
         self._jitter, self._loss = jitter, loss
         self._outages, self._radio = outages, radio
         self._queue_bytes = queue_bytes
@@ -120,27 +122,26 @@ class Link:
                 return LOST
             ready = after
         # An element that holds one packet back holds back those behind it.
-        ready = self._ready_ms = max(ready, self._ready_ms)
+        if ready > self._ready_ms:
+            self._ready_ms = ready
+        else:
+            ready = self._ready_ms
         if self._queue_bytes is not None and not self._admit(now_ms, size_bytes):
             self.dropped_packets += 1
             return LOST
-        left = self._rate.finish(ready, size_bytes)
+        left = self._finish(ready, size_bytes)
         if self._queue_bytes is not None:
             self._queue.append((left, size_bytes))
             self._waiting_bytes += size_bytes
         if self._loss is not None and self._loss.lost():
             self.lost_packets += 1
             return LOST
-        arrives = left + self._delay.at(left)
+        arrives = left + self.propagation_ms(left)
         if self._jitter is not None:
             arrives += self._jitter.extra_ms(left)
         if arrives > self._arrived_ms:
             self._arrived_ms = arrives
         return self._arrived_ms
-
-    def propagation_ms(self, now_ms: float) -> float:
-        """What an acknowledgement that leaves now would take: no queue, no jitter."""
-        return self._delay.at(now_ms)
 
     def _admit(self, now_ms: float, size_bytes: int) -> bool:
         queue = self._queue

@@ -88,10 +88,10 @@ class Opportunities:
         cycle = int(cycles)
         # It is mostly near the one before: looking all over the trace reads memory far and wide.
         low = self._index if cycle == self._cycle and self._index > 0 else 0
-        high = low + 64
-        if high >= len(times) or times[high] < within:
-            high = len(times)
-        index = bisect_left(times, within, low, high)
+        count, stride = len(times), 64
+        while (high := low + stride) < count and times[high] < within:
+            low, stride = high, 4 * stride
+        index = bisect_left(times, within, low, min(high, count))
         # An entry at exactly the period is the same instant as one at 0 of the next cycle.
         if within == 0.0 and cycle > 0:
             cycle, index = cycle - 1, bisect_left(times, self._period)

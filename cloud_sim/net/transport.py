@@ -202,11 +202,15 @@ class Stream:
 
     def _transmit(self, now_ms: float, size: int) -> float:
         """One segment onto the link; when it arrives, or `LOST`."""
-        if self._window > self._transport.initial_window and now_ms - self._last_ms > self._rto():
+        transport = self._transport
+        silence = now_ms - self._last_ms
+        # The timeout is never below `rto_min_ms`, and mostly the silence is.
+        grown = silence > transport.rto_min_ms and self._window > transport.initial_window
+        if grown and silence > self._rto():
             # What was learnt before a long silence no longer holds (RFC 2861).
-            self._window = float(self._transport.initial_window)
+            self._window = float(transport.initial_window)
         self._last_ms = now_ms
-        arrives = self.link.send(now_ms, size + self._transport.header_bytes)
+        arrives = self.link.send(now_ms, size + transport.header_bytes)
         if arrives == LOST:
             return LOST
         acked = arrives + self._back.propagation_ms(arrives)

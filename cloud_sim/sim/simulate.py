@@ -244,7 +244,7 @@ class Exchange:
     def _send_up(self, frame: wire.Frame, parts: TokenClock) -> bool:
         """Onto the uplink; whether the frame asks for an answer."""
         now_ms, transcript = self._clock.now, self.transcript
-        size = len(wire.encode(frame, self._pad_to))
+        size = wire.size(frame, self._pad_to)
         transcript.uplink_bytes += size
         transcript.uplink_frames += 1
         self._up.send(now_ms, size, partial(self._cloud_inbox.put, frame))
@@ -323,7 +323,7 @@ class Exchange:
     def _send_down(self, frame: wire.Down, stamp: Stamp) -> None:
         """Onto the downlink."""
         frame = wire.stamped(frame, stamp)
-        size = len(wire.encode(frame, self._pad_to))
+        size = wire.size(frame, self._pad_to)
         self._down.send(self._clock.now, size, partial(self._arrive, frame, stamp, size))
 
     def _arrive(self, frame: wire.Down, stamp: Stamp, size: int) -> None:
