@@ -170,6 +170,10 @@ class Closed(msgspec.Struct, frozen=True, tag="closed", array_like=True):
 Up = Open | Extend | Credit | Close
 Down = Opened | Candidates | Scores | Refusal | Closed
 Frame = Up | Down
+Asks = Open | Extend
+"""What the device waits for an answer to."""
+Turns = Open | Close
+"""What ends a mode of the session."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decode_up = msgspec.msgpack.Decoder(Up)

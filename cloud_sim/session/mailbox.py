@@ -9,6 +9,8 @@ from cloud_sim.session.admission import out_of_turn
 from edge_runtime import wire
 from edge_runtime.schedules.actions import Action, Arrival, Receive, Timeout
 
+_Counted = wire.Extend | wire.Credit
+"""Frames that carry an epoch."""
 _ANY_TIME, _NOW = Receive(), Receive(0.0)
 
 MOST_HELD = 64
@@ -52,7 +54,7 @@ class Mailbox:
                 if frame in self._opened:
                     continue
                 self._opened.append(frame)
-            if not isinstance(frame, wire.Extend | wire.Credit):
+            if not isinstance(frame, _Counted):
                 return frame
             if self.epoch < 0:
                 raise out_of_turn(frame, "open")

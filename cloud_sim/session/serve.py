@@ -107,7 +107,7 @@ def _scores(talk: Talk) -> Mode:
         payloads = tuple(talk.codec.encode(row) for row in logprobs)
         yield Send(wire.Scores(talk.mail.epoch, first, payloads))
         frame = yield from talk.mail.next()
-        if isinstance(frame, wire.Open | wire.Close):
+        if isinstance(frame, wire.Turns):
             return frame
         if not isinstance(frame, wire.Extend) or not frame.tokens:
             raise out_of_turn(frame, "extend with tokens, or close")
@@ -140,7 +140,7 @@ def _extended(talk: Talk) -> Generator[Action, Any, wire.Open | wire.Close | Non
     """Wait for the answer to go on, and take in all that has arrived; or how it ends."""
     frame: wire.Up | None = yield from talk.mail.next()
     while frame is not None:
-        if isinstance(frame, wire.Open | wire.Close):
+        if isinstance(frame, wire.Turns):
             return frame
         if not isinstance(frame, wire.Extend) or not frame.tokens:
             raise out_of_turn(frame, "extend with tokens, or close")

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from cloud_sim.net.links import Link
 from cloud_sim.net.transport import TCP, Stream, Transport
@@ -213,7 +213,11 @@ class Exchange:
             now_ms = clock.now
             if kind is Send:
                 reply = now_ms
-                asked = self._send_up(action.frame, parts) or asked
+                frame = action.frame
+                self._send_up(frame, now_ms)
+                if isinstance(frame, wire.Asks):
+                    parts.sent(now_ms)
+                    asked = True
                 continue
             began = now_ms
             if not frames and action.deadline_ms != 0:
@@ -241,17 +245,12 @@ class Exchange:
         if self._done is not None:
             self._done()
 
-    def _send_up(self, frame: wire.Frame, parts: TokenClock) -> bool:
-        """Onto the uplink; whether the frame asks for an answer."""
-        now_ms, transcript = self._clock.now, self.transcript
-        size = wire.size(frame, self._pad_to)
+    def _send_up(self, frame: wire.Frame, now_ms: float) -> None:
+        """Onto the uplink."""
+        transcript, size = self.transcript, wire.size(frame, self._pad_to)
         transcript.uplink_bytes += size
         transcript.uplink_frames += 1
         self._up.send(now_ms, size, partial(self._cloud_inbox.put, frame))
-        asks = isinstance(frame, wire.Open | wire.Extend)
-        if asks:
-            parts.sent(now_ms)
-        return asks
 
     def _set_up(self, go_on: Callable[[], Any]) -> Moves:
         """The transport's exchanges before the first message, over the same links."""
@@ -307,24 +306,20 @@ class Exchange:
                 compute_ms += served[1]
             elif kind is Send:
                 reply = now_ms = clock.now
-                stamp = Stamp(
-                    received_us=round(received_ms * 1e3),
-                    queue_us=round(queue_ms * 1e3),
-                    compute_us=round(compute_ms * 1e3),
-                    sent_us=round(now_ms * 1e3),
-                )
+                times = (received_ms, queue_ms, compute_ms, now_ms)
+                stamp = Stamp(*[round(ms * 1e3) for ms in times])
                 queue_ms = compute_ms = 0.0
-                self._send_down(cast(wire.Down, action.frame), stamp)
+                self._send_down(action.frame, stamp, now_ms)
 
     def _cloud_ended(self, error: Exception | None) -> None:
         self._error = self._error or error
         self._engine.leave(self)
 
-    def _send_down(self, frame: wire.Down, stamp: Stamp) -> None:
+    def _send_down(self, frame: wire.Down, stamp: Stamp, now_ms: float) -> None:
         """Onto the downlink."""
         frame = wire.stamped(frame, stamp)
         size = wire.size(frame, self._pad_to)
-        self._down.send(self._clock.now, size, partial(self._arrive, frame, stamp, size))
+        self._down.send(now_ms, size, partial(self._arrive, frame, stamp, size))
 
     def _arrive(self, frame: wire.Down, stamp: Stamp, size: int) -> None:
         transcript = self.transcript

@@ -52,6 +52,19 @@ class Clock(simpy.Environment):
         self._now = until
         return True
 
+    def run(self, until: Any = None) -> Any:
+        """Until nothing is left to happen; or `until`, as SimPy has it."""
+        if until is not None:
+            return super().run(until)
+        queue, event = self._queue, simpy.Event
+        while queue:
+            self._now, _, _, call = first = heappop(queue)
+            if isinstance(call, event):
+                heappush(queue, first)
+                super().step()
+            else:
+                call()
+
     def step(self) -> None:
         """The next event, or the next call."""
         queue = self._queue

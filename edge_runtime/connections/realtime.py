@@ -131,7 +131,7 @@ class _Driver:
 
     async def _send(self, frame: Any) -> float:
         now = now_ms()
-        if isinstance(frame, wire.Open | wire.Extend):
+        if isinstance(frame, wire.Asks):
             self._clock.sent(now)
             self._asked = True
         if isinstance(frame, wire.Open):

@@ -38,6 +38,7 @@ from edge_runtime.schedules.gates import Gate
 from edge_runtime.schedules.pace import Pace
 
 ANY_TIME, NOW = Receive(), Receive(0.0)
+_Predicts = wire.Candidates | wire.Scores
 
 GOODBYE_MS = 1000.0
 """How long the end of an answer waits for the cloud's account of what it computed."""
@@ -179,7 +180,7 @@ class Answer:
         if not isinstance(event, Arrival):
             return
         frame = event.frame
-        if isinstance(frame, wire.Candidates | wire.Scores):
+        if isinstance(frame, _Predicts):
             self._keep(frame, event.now_ms)
             if self._untold:
                 yield from self.extend()
