@@ -128,17 +128,20 @@ class TokenClock:
         begins = arrived_ms if arrived_ms > began_ms else began_ms
         if now_ms > begins:
             self._host += now_ms - begins
-        left = max(0.0, min(now_ms, arrived_ms) - began_ms)
+        until = now_ms if now_ms < arrived_ms else arrived_ms
+        left = until - began_ms if until > began_ms else 0.0
         if left and stamp.sent_us:
-            # Backwards from the arrival: down, cloud, queue.
-            sent_ms = stamp.sent_us / 1e3 - self.offset.offset_ms
-            share = min(left, max(0.0, arrived_ms - sent_ms))
+            # Backwards from the arrival: down, cloud, queue; each at most what is left.
+            share = arrived_ms - (stamp.sent_us / 1e3 - self.offset.offset_ms)
+            share = left if share > left else share if share > 0.0 else 0.0
             self._downlink += share
             left -= share
-            share = min(left, stamp.compute_us / 1e3)
+            share = stamp.compute_us / 1e3
+            share = left if share > left else share
             self._cloud += share
             left -= share
-            share = min(left, stamp.queue_us / 1e3)
+            share = stamp.queue_us / 1e3
+            share = left if share > left else share
             self._queue += share
             left -= share
         if self._sent_ms is not None:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_sim.net.catalogue import names, network
+from cloud_sim.net.impairments import random_loss
 from cloud_sim.net.links import ConstantDelay, Link
 from cloud_sim.net.rates import ConstantRate
+from cloud_sim.net.streams import stream
 from cloud_sim.net.transport import QUIC, TCP, Transport
 from cloud_sim.session import session
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.simulate import simulate
+from cloud_sim.sim.waiting import Clock
 from edge_runtime import wire
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import run_direct
 from edge_runtime.errors import ConnectionFailed
 from edge_runtime.schedules.deadlines import Deadline
+from edge_runtime.schedules.draft import draft
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
+from edge_runtime.schedules.runahead import runahead
 from edge_runtime.transcript import Transcript
 from tests.fakes import FakeCloud, FakeDevice
 
@@ -149,6 +159,54 @@ def test_two_sides_that_wait_for_each_other_are_an_error_not_a_hang() -> None:
             device_costs=DEVICE,
             cloud_costs=CLOUD,
         )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    loss=st.sampled_from([0.0, 0.05, 0.3]),
+    rate=st.sampled_from([1e5, 20e6]),
+    delay=st.sampled_from([0.0, 5.0, 40.0]),
+    schedule=st.sampled_from([lockstep, runahead, partial(runahead, branches=4), draft]),
+    transport=st.sampled_from([TCP, QUIC]),
+    connect=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_the_clocks_short_cut_changes_nothing(
+    loss: float,
+    rate: float,
+    delay: float,
+    schedule: Callable[..., Any],
+    transport: Transport,
+    connect: bool,
+    seed: int,
+) -> None:
+    """The same answer with every wait as an event: also where losses free many messages at once."""
+
+    def answer() -> Transcript:
+        up, down = (
+            Link(
+                ConstantRate(rate),
+                ConstantDelay(delay),
+                loss=random_loss(loss, stream(seed, name)) if loss else None,
+            )
+            for name in ("up", "down")
+        )
+        return simulate(
+            schedule(FakeDevice(), Request("a query", "", codec("topk:8"), 16)),
+            session(FakeCloud(seed=seed), new_id=lambda: "0" * 16),
+            uplink=up,
+            downlink=down,
+            device_costs=DEVICE,
+            cloud_costs=CLOUD,
+            transport=transport,
+            connect=connect,
+        )
+
+    short = answer()
+    with patch.object(Clock, "skip", lambda clock, ms: False):
+        long = answer()
+    assert [(r.at_ms, r.parts) for r in short.records] == [(r.at_ms, r.parts) for r in long.records]
+    assert short.row() == long.row()
 
 
 @pytest.mark.parametrize("name", ["us-mobile", "5g", "textbook-4g", "3g-slow"])

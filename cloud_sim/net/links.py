@@ -93,6 +93,7 @@ class Link:
         queue_bytes: int | None = None,
     ) -> None:
         self._finish = rate.finish
+        self._constant_ms = delay.delay_ms if isinstance(delay, ConstantDelay) else None
         self.propagation_ms = delay.at
         """What an acknowledgement that leaves then would take: no queue, no jitter."""
         self._jitter, self._loss = jitter, loss
@@ -136,7 +137,8 @@ class Link:
         if self._loss is not None and self._loss.lost():
             self.lost_packets += 1
             return LOST
-        arrives = left + self.propagation_ms(left)
+        constant_ms = self._constant_ms
+        arrives = left + (self.propagation_ms(left) if constant_ms is None else constant_ms)
         if self._jitter is not None:
             arrives += self._jitter.extra_ms(left)
         if arrives > self._arrived_ms:

@@ -298,8 +298,14 @@ class Stream:
     def _arrived(self, message: _Message, segments: int) -> None:
         message.missing -= segments
         if self._transport.ordered:
-            while self._open and self._open[0].missing == 0:
-                self._open.popleft().deliver()
+            waiting = self._open
+            if not waiting or waiting[0].missing:
+                return
+            deliver = waiting.popleft().deliver
+            # Whom a delivery wakes may let time go by: those that are due now are due before.
+            while waiting and waiting[0].missing == 0:
+                self._timers.at(-math.inf, waiting.popleft().deliver)
+            deliver()
         elif message.missing == 0:
             self._open.remove(message)
             message.deliver()

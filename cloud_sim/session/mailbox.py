@@ -58,6 +58,9 @@ class Mailbox:
                 return frame
             if self.epoch < 0:
                 raise out_of_turn(frame, "open")
+            if not self._held and frame.epoch == self.epoch + isinstance(frame, wire.Extend):
+                self.epoch = frame.epoch
+                return frame
             self._held.append(frame)
             if len(self._held) > MOST_HELD:
                 raise out_of_turn(frame, "the frames before it, or open")
@@ -66,11 +69,6 @@ class Mailbox:
 
     def _due(self) -> wire.Extend | wire.Credit | None:
         """The held frame whose turn it is; frames of epochs that have passed are dropped."""
-        (first, *others) = self._held
-        if not others and first.epoch == self.epoch + isinstance(first, wire.Extend):
-            self._held.clear()
-            self.epoch = first.epoch
-            return first
         self._held = [f for f in self._held if f.epoch + isinstance(f, wire.Credit) > self.epoch]
         for frame in self._held:
             if frame.epoch == self.epoch + isinstance(frame, wire.Extend):

@@ -8,6 +8,7 @@ queue. `cloud_sim.sim.serving` batches sessions on one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from cloud_sim.sim.costs import CloudCosts
@@ -42,7 +43,7 @@ class OwnGpu:
         served = 0.0, spent
         if self._clock.skip(spent):
             return served
-        self._clock.after(spent, lambda: done(served))
+        self._clock.after(spent, partial(done, served))
         return None
 
     def leave(self, session: object) -> None:

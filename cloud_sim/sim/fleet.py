@@ -146,8 +146,8 @@ def fleet(
             transport=network.transport,
             connect=connect,
         )
-        exchange.start(lambda: ended(exchange))
         arrive()
+        exchange.start(lambda: ended(exchange))
 
     def ended(exchange: Exchange) -> None:
         try:

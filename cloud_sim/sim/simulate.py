@@ -147,6 +147,7 @@ class Exchange:
     def start(self, done: Callable[[], Any] | None = None) -> None:
         """Begin now; `done` is called when the device's half has ended, one way or the other."""
         self._done = done
+        self._cloud.go_on()
         self._device.go_on()
 
     def result(self) -> Transcript:
@@ -170,14 +171,14 @@ class Exchange:
         clock, transcript, inbox = self._clock, self.transcript, self._device_inbox
         frames, records, go_on = inbox.frames, transcript.records, self._device.go_on
         move, cost_ms = self._schedule.send, self._costs.ms
-        start_ms = clock.now
+        # Read anew after each wait: in between no time goes by.
+        now_ms = start_ms = clock.now
         parts = TokenClock(start_ms, ClockOffset(0.0))
         if self._connect:
             yield from self._set_up(go_on)
-            connected_ms = clock.now - start_ms
-            transcript.counters["connect_ms"] = connected_ms
-            parts.waited(connected_ms)
-        self._cloud.go_on()
+            now_ms = clock.now
+            transcript.counters["connect_ms"] = now_ms - start_ms
+            parts.waited(now_ms - start_ms)
         asked = False
         action: Any
         reply: Any = None
@@ -197,11 +198,9 @@ class Exchange:
                 parts.computed(action.kind, spent)
                 continue
             if kind is Emit:
-                now_ms = clock.now + ahead
+                at_ms = now_ms + ahead
                 records.append(
-                    TokenRecord(
-                        action.token, now_ms - start_ms, parts.emit(now_ms), action.decision
-                    )
+                    TokenRecord(action.token, at_ms - start_ms, parts.emit(at_ms), action.decision)
                 )
                 reply = None
                 continue
@@ -209,8 +208,7 @@ class Exchange:
                 if not clock.skip(ahead):
                     clock.after(ahead, go_on)
                     yield
-                ahead = 0.0
-            now_ms = clock.now
+                ahead, now_ms = 0.0, clock.now
             if kind is Send:
                 reply = now_ms
                 frame = action.frame

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
@@ -45,7 +46,10 @@ class Clock(simpy.Environment):
         )
 
     def skip(self, ms: float) -> bool:
-        """Let `ms` go by at once, if nothing is to happen until then and at that instant."""
+        """Let `ms` go by at once, if nothing is to happen until then and at that instant.
+
+        Only for a call's last act: what its caller means to do next must be on the clock already.
+        """
         queue, until = self._queue, self._now + ms
         if queue and queue[0][0] <= until:
             return False
@@ -110,7 +114,7 @@ class Inbox:
 
     def put(self, frame: Any) -> None:
         """A frame has arrived; whoever waits goes on."""
-        self.frames.append((frame, self._clock.now))
+        self.frames.append((frame, self._clock._now))
         wake = self._wake
         if wake is not None:
             self._wake = None
@@ -121,8 +125,7 @@ class Inbox:
         self._wake = wake
         self._wait += 1
         if deadline_ms is not None:
-            wait = self._wait
-            self._clock.after(deadline_ms, lambda: self._late(wait))
+            self._clock.after(deadline_ms, partial(self._late, self._wait))
 
     def _late(self, wait: int) -> None:
         wake = self._wake

@@ -229,11 +229,12 @@ class Answer:
             self.deadline.skipped()
             decision: Decision = yield Compute(
                 "steer",
-                lambda: device.choose(position, base, None),
+                partial(device.choose, position, base, None),
                 Load(candidates=len(base.ids)),
             )
             return replace(decision, source="cloud")
-        yield from self.keep_up()
+        if device.length < position:
+            yield from self.keep_up()
         size = len(base.ids)
         scores = yield Compute(
             "head", partial(device.head, base), device.load("head", candidates=size)

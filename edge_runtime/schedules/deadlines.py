@@ -60,7 +60,7 @@ class Deadline:
 
     def left(self, began_ms: float, now_ms: float) -> float | None:
         """What is left of the wait that began at `began_ms`; a clock that jumped counts as none."""
-        if self.for_cloud is None:
+        if self.on_late != "device":
             return None
         left = self.token_ms - min(max(0.0, now_ms - began_ms), self.token_ms)
         return left if left > A_MOMENT_MS else 0.0

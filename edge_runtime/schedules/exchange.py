@@ -68,8 +68,7 @@ class Predictions:
         emitted: list[int],
     ) -> None:
         """Keep what may still come true; `emitted` is the answer so far."""
-        known = position - len(after)
-        so_far = tuple(emitted[known:position])
+        so_far = tuple(emitted[position - len(after) : position]) if after else ()
         if position < len(emitted) or so_far != after[: len(so_far)]:
             self.stale += 1
             self._other_way[position] = payload

@@ -35,11 +35,13 @@ def lockstep(
 
 def ask_each(answer: Answer) -> Moves:
     """A round trip for each token to come."""
-    while not answer.ended:
+    ended = answer.ended
+    while not ended:
         base = yield from answer.prediction()
         decision = yield from answer.decide(base)
         yield from answer.emit(decision)
-        if answer.ended:
+        ended = answer.ended
+        if ended:
             break
         if base is not None:
             yield from answer.extend()
