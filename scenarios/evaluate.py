@@ -131,7 +131,16 @@ def _answers(answers: Sequence[Answer], level: float) -> dict[str, Any]:
             [float(a.downlink_bytes) for a in answers], tokens, level=level
         ).dict(),
         "answers": len(answers),
+        **_guessed(answers, level),
     }
+
+
+def _guessed(answers: Sequence[Answer], level: float) -> dict[str, Any]:
+    guessed = [(a.guessed_logp, float(a.tokens)) for a in answers if a.guessed_logp is not None]
+    if not guessed:
+        return {}
+    above, below = zip(*guessed, strict=True)
+    return {"guessed_logp": ratio(above, below, level=level).dict()}
 
 
 def evaluate(
