@@ -133,10 +133,11 @@ class SteeredDevice:
         self.branches.rollback(length)
 
     def head(self, candidates: CandidateSet, position: int | None = None) -> Scores:
-        """Logits [2, C] over the candidates, or [2, V] where the rule needs normalisers; for
+        """Logits [2, C] over the rule's support, or [2, V] where it needs normalisers; for
         `position`, which may be an earlier one than the next."""
         whole = self.method.full_head or candidates.full
-        return self.branches.logits(None if whole else candidates.ids, position)
+        ids = None if whole else self.method.support(candidates)
+        return self.branches.logits(ids, position)
 
     def choose(
         self,
@@ -175,6 +176,8 @@ class SteeredDevice:
             return Load(rows=2, tokens=longest)
         if kind == "head" and self.method.full_head:
             candidates = self.branches.vocabulary_size
+        elif kind == "head":
+            candidates += len(self.method.names)
         return Load(rows=2, tokens=tokens, past=self.branches.past, candidates=candidates)
 
 

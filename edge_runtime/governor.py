@@ -198,9 +198,8 @@ class GovernedDevice(SteeredDevice):
         rule = self._rule
         few = self._narrowed(candidates)
         whole = rule.full_head or few.full
-        scores: Scores = self._timed(
-            lambda: self.branches.logits(None if whole else few.ids, position)
-        )
+        ids = None if whole else rule.support(few)
+        scores: Scores = self._timed(lambda: self.branches.logits(ids, position))
         return scores
 
     def choose(
@@ -255,6 +254,10 @@ class GovernedDevice(SteeredDevice):
         width = scores.shape[1]
         if width == self.branches.vocabulary_size and self.method.full_head:
             return self.method, candidates
+        if self.method.copy and not self.method.full_head:
+            if width == len(self.method.support(candidates)):
+                return self.method, candidates
+            return self._plain, narrowed(candidates, min(width, len(candidates.ids)))
         if width < len(candidates.ids):
             return self._plain, narrowed(candidates, width)
         return (self._plain if self.method.full_head else self.method), candidates

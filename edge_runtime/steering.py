@@ -33,6 +33,8 @@ that breaks privacy); the small model's own, with the note or without."""
 Rule = Literal["linear", "positive"]
 """L + k D, or L + k max(D, 0): raise what the note speaks for, lower nothing."""
 
+VOCABULARY = 150_000
+"""Tokens that the mass of unsent ones is spread over, where the vocabulary's size is not known."""
 OWN_BEST = 8
 """`Method.mix`: so many best tokens of the aware row join the cloud's candidates."""
 
@@ -116,7 +118,7 @@ class Method:
     def full_head(self) -> bool:
         """Whether the rule needs the small model's logits over the whole vocabulary."""
         own = self.base in ("aware", "agnostic")
-        return self.rule == "positive" or self.mix > 0 or self.copy > 0 or own
+        return self.rule == "positive" or self.mix > 0 or own
 
     @property
     def asks_cloud(self) -> bool:
@@ -126,6 +128,13 @@ class Method:
     def about(self, names: tuple[int, ...]) -> Method:
         """The same rule for a note whose names are made of the tokens `names`."""
         return replace(self, names=names) if self.copy else self
+
+    def support(self, candidates: CandidateSet) -> npt.NDArray[np.int64]:
+        """The tokens [C] whose logits the rule needs, ascending: the candidates, and the names that
+        are to be copied. (A rule that needs the whole vocabulary says so by `full_head`.)"""
+        if not (self.copy and self.names) or candidates.full:
+            return candidates.ids
+        return np.union1d(candidates.ids, np.asarray(self.names, np.int64))
 
     def gain_at(self, position: int) -> float:
         """The gain for the answer's `position`-th token."""
@@ -208,8 +217,8 @@ def policy(
 ) -> Steered:
     """Apply `method` to the cloud's `candidates` and the small model's raw `logits`.
 
-    `logits` is [2, C] over `candidates.ids`, or [2, V] where `method.full_head` asks for it; a
-    method that does not steer needs none.
+    `logits` is [2, C] over `method.support(candidates)`, or [2, V] where `method.full_head` asks
+    for it; a method that does not steer needs none.
     """
     if logits is None or not method.steers:
         base = log_softmax(candidates.logprobs)
@@ -220,8 +229,13 @@ def policy(
         if method.clip is not None:
             # Raw logits carry an arbitrary offset; a bound on D means something only without it.
             delta = clip(log_softmax(logits[AWARE]) - log_softmax(logits[AGNOSTIC]), method.clip)
-        base = log_softmax(candidates.logprobs)
-        return Steered(candidates.ids, steer(base, delta, k, method.temper), base)
+        ids = method.support(candidates)
+        base = _base_on(ids, candidates)
+        steered = steer(base, delta, k, method.temper)
+        if method.copy:
+            # Normalised over the support: what the aware row thinks of all other tokens is little.
+            steered = _mixed(method, ids, steered, log_softmax(logits[AWARE]))
+        return Steered(ids, steered, base)
     own = log_softmax(logits)
     if not method.asks_cloud:
         base = own[AWARE if method.base == "aware" else AGNOSTIC]
@@ -229,55 +243,54 @@ def policy(
         ids = candidates.ids
     else:
         joined = method.mix or method.copy
-        ids, base = _with_own_best(candidates, own[AWARE]) if joined else _plain(candidates)
+        ids = _with_own_best(candidates, own[AWARE]) if joined else candidates.ids
+        base = _base_on(ids, candidates, len(own[AWARE]))
     aware = own[AWARE][ids]
     delta = clip(aware - own[AGNOSTIC][ids], method.clip)
     if method.rule == "positive":
         delta = np.maximum(delta, 0)
     steered = steer(base, delta, k, method.temper)
-    share = _share(method, ids)
-    if share is not None:
-        own_share = np.exp(aware)
-        mixed_in = share * own_share
-        left = 1 - method.mix - float(((share - method.mix) * own_share).sum())
-        with np.errstate(divide="ignore"):
-            rest = np.log(max(left, 0.0))
-            steered = log_softmax(np.logaddexp(rest + steered, np.log(mixed_in)))
+    steered = _mixed(method, ids, steered, aware)
     return Steered(ids, steered.astype(base.dtype, copy=False), base)
 
 
-def _share(method: Method, ids: npt.NDArray[np.int64]) -> Floats | float | None:
-    """How much of the aware row's probability each of `ids` gets besides; None: nothing."""
-    if not (method.copy and method.names):
-        return method.mix or None
+def _mixed(method: Method, ids: npt.NDArray[np.int64], steered: Floats, aware: Floats) -> Floats:
+    """`steered` [C] with what the method mixes in of the aware row's log-probabilities [C]."""
     share = np.full(len(ids), method.mix)
-    named = np.isin(ids, np.asarray(method.names), assume_unique=True)
-    share[named] = max(method.mix, method.copy)
-    return share
+    if method.copy and method.names:
+        named = np.isin(ids, np.asarray(method.names), assume_unique=True)
+        share[named] = max(method.mix, method.copy)
+    if not share.any():
+        return steered
+    own = np.exp(aware)
+    left = 1 - method.mix - float(((share - method.mix) * own).sum())
+    with np.errstate(divide="ignore"):
+        rest = np.log(max(left, 0.0))
+        mixed = log_softmax(np.logaddexp(rest + steered, np.log(share * own)))
+    return mixed.astype(steered.dtype, copy=False)
 
 
-def _plain(candidates: CandidateSet) -> tuple[npt.NDArray[np.int64], Floats]:
-    return candidates.ids, log_softmax(candidates.logprobs)
+def _base_on(
+    ids: npt.NDArray[np.int64], candidates: CandidateSet, size: int = VOCABULARY
+) -> Floats:
+    """The cloud's log-probabilities on `ids` [C], which hold all the candidates.
 
-
-def _with_own_best(candidates: CandidateSet, aware: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
-    """The candidates and the aware row's best tokens, with the cloud's log-probabilities.
-
-    Of the tokens that the cloud did not send only their total mass is known: each gets an equal
-    share of it, and never more than the least of those that were sent.
+    Of the tokens that the cloud did not send only their total mass is known: each of them, of the
+    vocabulary's `size`, gets an equal share of it, and never more than the least of those sent.
     """
-    if candidates.full:
-        return _plain(candidates)
-    size = len(aware)
-    best = np.argpartition(aware, size - OWN_BEST)[size - OWN_BEST :] if size > OWN_BEST else None
-    extra = np.setdiff1d(np.arange(size) if best is None else best, candidates.ids)
-    if not len(extra):
-        return _plain(candidates)
+    if len(ids) == len(candidates.ids):
+        return log_softmax(candidates.logprobs)
     unseen = max(candidates.left_out, 1e-12) / max(1, size - len(candidates.ids))
     level = min(float(np.log(unseen)), float(candidates.logprobs.min()))
-    ids = np.concatenate([candidates.ids, extra])
-    logprobs = np.concatenate(
-        [candidates.logprobs, np.full(len(extra), level, candidates.logprobs.dtype)]
-    )
-    order = np.argsort(ids)
-    return ids[order], log_softmax(logprobs[order])
+    base = np.full(len(ids), level, candidates.logprobs.dtype)
+    base[np.searchsorted(ids, candidates.ids)] = candidates.logprobs
+    return log_softmax(base)
+
+
+def _with_own_best(candidates: CandidateSet, aware: Floats) -> npt.NDArray[np.int64]:
+    """The candidates and the aware row's best tokens."""
+    size = len(aware)
+    if candidates.full:
+        return candidates.ids
+    best = np.argpartition(aware, size - OWN_BEST)[size - OWN_BEST :] if size > OWN_BEST else None
+    return np.union1d(candidates.ids, np.arange(size) if best is None else best)

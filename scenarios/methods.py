@@ -81,7 +81,7 @@ def steered(
     if codec is not None:
         sent = seen(codec, cloud)
     if logits is not None and not rule.full_head:
-        logits = logits[:, sent.ids]
+        logits = logits[:, rule.support(sent)]
     found = policy(rule, sent, logits, position)
     if sent.full:
         return found.policy

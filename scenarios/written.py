@@ -20,13 +20,12 @@ from edge_runtime.sampling import GREEDY
 from edge_runtime.schedules.alone import alone
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
-from edge_runtime.steering import PRESETS, Method, policy
+from edge_runtime.steering import Method, gain, policy
 from scenarios.datasets import Case
 from scenarios.metrics import distinct, facts_of, facts_told, rouge
 from scenarios.model_branches import ModelBranches
 from scenarios.pair import Pair, along
 
-GUESS = PRESETS["light"]
 AT_ONCE = 64
 """Answers under way together: rows of a pass, which a processor likes to be many."""
 
@@ -109,15 +108,15 @@ def write(
             writing.close()
 
 
-def informed_guess(candidates: CandidateSet, scores: Scores, token: int) -> float:
+def informed_guess(rule: Method, candidates: CandidateSet, scores: Scores, token: int) -> float:
     """log p(token) as the device guesses it of the informed cloud: under `light`, nats.
 
-    `scores` [2, C] over the candidates, or [2, V].
+    `scores` are what `rule` asked for: the guess is made over the same tokens.
     """
-    if scores.shape[1] == len(candidates.ids):
-        steered = policy(GUESS, candidates, scores)
-    else:
-        steered = policy(replace(GUESS, mix=1e-6), candidates, scores)
+    tiny = 1e-6
+    guess = replace(rule, gain=gain(1), late_gain=None, temper=1.0, rule="linear", clip=None)
+    mix = tiny if rule.full_head else 0.0
+    steered = policy(replace(guess, copy=min(rule.copy, tiny), mix=mix), candidates, scores)
     at = int(np.searchsorted(steered.ids, token))
     known = at < len(steered.ids) and steered.ids[at] == token
     return float(steered.policy[at]) if known else float(steered.policy.min())
@@ -137,7 +136,7 @@ class _Guessing(SteeredDevice):
     ) -> Decision:
         decision = super().choose(position, candidates, scores, token)
         if scores is not None:
-            self.guessed += informed_guess(candidates, scores, decision.token)
+            self.guessed += informed_guess(self.method, candidates, scores, decision.token)
         return decision
 
 

@@ -121,3 +121,14 @@ def test_a_cloud_only_device_takes_the_clouds_best_and_needs_no_model() -> None:
     device.rollback(1)
     assert device.length == 1
     assert device.load("step", tokens=1).rows == 0
+
+
+def test_names_need_their_own_rows_of_the_head_and_no_others(rows: Rows) -> None:
+    candidates = candidates_of(1)
+    new = [v for v in range(500) if v not in candidates.ids][:3]
+    names = tuple(sorted([*new, int(candidates.ids[0])]))
+    device = SteeredDevice(rows, Prompts((1, 2), (2,), names=names), PRESETS["names"])
+    device.prefill()
+    device.choose(0, candidates, device.head(candidates))
+    assert rows.asked == [64 + 3]
+    assert device.load("head", candidates=64).candidates == 64 + 4

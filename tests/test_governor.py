@@ -122,19 +122,28 @@ def branches(tiny_bundle: Bundle) -> TwoBranches:
 
 def answer(branches: TwoBranches, method: str, budget: Budget | None, clock: Any = None) -> Any:
     size = branches.vocabulary_size
-    device = SteeredDevice(branches, Prompts((1, 2, 3, 4), (1, 2)), PRESETS[method])
+    prompts = Prompts((1, 2, 3, 4), (1, 2), names=(5, 77, 300))
+    device = SteeredDevice(branches, prompts, PRESETS[method])
     if budget is not None:
         device = GovernedDevice(device, budget, clock=clock or Clock())
     request = Request("a query", "", codec("topk:64"), 120)
     return run_direct(lockstep(device, request), session(FakeCloud(size))), device
 
 
-@pytest.mark.parametrize("method", ["light", "blend"])
+@pytest.mark.parametrize("method", ["light", "blend", "names"])
 def test_with_room_the_answer_is_the_ungoverned_one(branches: TwoBranches, method: str) -> None:
     free, _ = answer(branches, method, None)
     governed, device = answer(branches, method, Budget(token_ms=1e9, memory_mb=1e9))
     assert governed.tokens == free.tokens
     assert device.governor.decisions == []
+
+
+def test_names_fall_back_to_the_candidates_alone(branches: TwoBranches) -> None:
+    slow = Clock()
+    slow.step = 1.0
+    governed, device = answer(branches, "names", Budget(token_ms=10), slow)
+    assert device.governor.worst == CLOUD_ONLY
+    assert len(governed.tokens) == 120
 
 
 def test_a_device_that_is_too_slow_ends_as_the_cloud_alone(branches: TwoBranches) -> None:

@@ -316,8 +316,16 @@ def test_a_name_that_the_cloud_did_not_send_can_be_chosen() -> None:
     missing = next(v for v in range(200) if v not in candidates.ids)
     aware = aware.copy()
     aware[missing] = aware.max() + 4
-    aware = log_softmax(aware)
-    logits = np.stack([aware, agnostic])
-    chosen = policy(PRESETS["names"].about((missing,)), candidates, logits)
+    rule = PRESETS["names"].about((missing,))
+    assert not rule.full_head
+    support = rule.support(candidates)
+    assert set(support) == {*candidates.ids.tolist(), missing}
+    # Raw logits, over the candidates and the names alone.
+    logits = np.stack([aware[support] + 3, agnostic[support] - 1])
+    chosen = policy(rule, candidates, logits)
+    np.testing.assert_array_equal(chosen.ids, support)
     assert chosen.ids[int(np.argmax(chosen.policy))] == missing
     np.testing.assert_allclose(np.exp(chosen.policy).sum(), 1)
+    assert chosen.base[support == missing] <= chosen.base.min()
+    p_aware = np.exp(log_softmax(aware[support]))[support == missing]
+    np.testing.assert_allclose(np.exp(chosen.policy)[support == missing], p_aware, rtol=1e-2)
