@@ -31,9 +31,10 @@ class Cache:
 
         What it holds already is not computed again, except the tokens to predict after.
         """
-        keep = min(first, len(self.tokens))
-        if self.tokens[:keep] != tokens[:keep]:  # rare: look for where only then
-            pairs = zip(self.tokens, tokens, strict=False)
+        held = self.tokens
+        keep = min(first, len(held))
+        if (held if keep == len(held) else held[:keep]) != tokens[:keep]:
+            pairs = zip(held, tokens, strict=False)  # rare: look for where only then
             keep = next(i for i, (have, want) in enumerate(pairs) if have != want)
         self.tokens = tokens
         new = tuple(tokens[keep:])

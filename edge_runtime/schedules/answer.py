@@ -112,7 +112,8 @@ class Answer:
         self._sent = {self.epoch: ()}
         self._opened_in = self.epoch
         self.predictions.clear()
-        yield from self._ask(self._opening())
+        self.pace.asked(self.epoch, (yield Send(self._opening())))
+        self._asked, self._untold = True, False
 
     def prefill(self) -> Moves:
         """Both prompts through the small model, while the cloud is at its own."""
@@ -125,16 +126,13 @@ class Answer:
         frame = wire.Extend(self.epoch, self.known, tokens)
         self.known = self.position
         self._sent = {self.epoch - 1: self._sent.get(self.epoch - 1, ()), self.epoch: tokens}
-        yield from self._ask(frame)
+        self.pace.asked(self.epoch, (yield Send(frame)))
+        self._asked, self._untold = True, False
 
     def credit(self, every: int) -> Moves:
         """Move the cloud's window up, at every so many tokens of the answer."""
         if self.known == self.position and self.position % every == 0:
             yield Send(wire.Credit(self.epoch, self.position))
-
-    def _ask(self, frame: wire.Up) -> Moves:
-        self.pace.asked(self.epoch, (yield Send(frame)))
-        self._asked, self._untold = True, False
 
     # --- down ---
 
