@@ -55,11 +55,18 @@ def _size(figure: Figure) -> tuple[float, float]:
     if figure.kind == "grid":
         down = len({cell[0] for cell in figure.grid})
         right = len({cell[1] for cell in figure.grid})
-        return max(7.2, 1.8 + 1.45 * right), 1.3 + 0.55 * down
+        widest = max(len(line) for cell in figure.grid for line in cell[3].split("\n"))
+        side = max(len(cell[0]) for cell in figure.grid)
+        return max(7.2, 0.6 + 0.075 * side + (0.3 + 0.062 * widest) * right), 1.3 + 0.55 * down
     if figure.kind == "text":
         return 7.2, 1.1 + 0.24 * len(_lines(figure))
     named = sum(series.named for series in figure.series)
-    return 7.2, 4.2 + (0.2 * -(-named // 2) if named > 1 else 0)
+    return 7.2, 4.2 + (0.2 * -(-named // _columns(figure)) if named > 1 else 0)
+
+
+def _columns(figure: Figure) -> int:
+    """Of the legend: as many as fit."""
+    return max(1, min(4, 96 // (8 + max(len(series.name) for series in figure.series))))
 
 
 def _marks(figure: Figure, axes: Any) -> None:
@@ -110,7 +117,13 @@ def _marks(figure: Figure, axes: Any) -> None:
     _scales(figure, axes)
     axes.grid(alpha=0.3)
     if sum(series.named for series in figure.series) > 1:
-        axes.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+        axes.legend(
+            fontsize=7.5,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=_columns(figure),
+            frameon=False,
+        )
 
 
 def _of(point: Any, name: str, instead: str = "") -> float:

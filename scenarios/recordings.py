@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cloud_sim.sim.replay import Replay
+from cloud_sim.sim.replay import Replay, ReplayedDevice
 from cloud_sim.sim.tape import Tape, child
-from edge_runtime.candidates import TopK
+from edge_runtime.candidates import CandidateSet, TopK
 from edge_runtime.errors import SpecError, UsageError
+from edge_runtime.policy import Decision, Scores
 from edge_runtime.sampling import GREEDY
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.steering import method
@@ -94,14 +95,46 @@ def read(path: Path) -> Tape:
 
 
 class RecordedReplay(Replay):
-    """A replay that ends where the recording does."""
+    """A replay of one recorded answer: it ends where that does, and goes no other way."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tokens: list[int] = []
+        node = self.tape.root
+        while node.children and node.payload is not None:
+            token, node = next(iter(node.children.items()))
+            self.tokens.append(token)
 
     def request(self, max_tokens: int) -> Request:
         """What the device asks for."""
-        length, node = 0, self.tape.root
-        while node.children and node.payload is not None:
-            length, node = length + 1, next(iter(node.children.values()))
-        return super().request(min(max_tokens, length))
+        return super().request(min(max_tokens, len(self.tokens)))
+
+    def device(self) -> ReplayedDevice:
+        """The device of one run."""
+        return RecordedDevice(self)
+
+
+class RecordedDevice(ReplayedDevice):
+    """Where two tokens all but tie, the recording's sum decides and not the order of ours."""
+
+    def __init__(self, replay: RecordedReplay) -> None:
+        super().__init__(replay)
+        self._tokens = replay.tokens
+
+    def choose(
+        self,
+        position: int,
+        candidates: CandidateSet,
+        scores: Scores | None,
+        token: int | None = None,
+    ) -> Decision:
+        """The recorded token."""
+        decision = super().choose(position, candidates, scores, token)
+        if token is None and position < len(self._tokens):
+            wanted = self._tokens[position]
+            if decision.token != wanted:
+                return super().choose(position, candidates, scores, wanted)
+        return decision
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from scenarios.study_time import capacity, crowd, crowd_median, over_rtt, privac
 if TYPE_CHECKING:
     import pandas as pd
 
-Maker = Callable[["pd.DataFrame", Sequence[str]], Figure | None]
+Maker = Callable[["pd.DataFrame", Sequence[str]], Figure | list[Figure] | None]
 
 TIME: tuple[Maker, ...] = (winners, over_rtt, times, bytes_front, privacy)
 QUALITY: tuple[Maker, ...] = (quality, divergence_front)
@@ -37,5 +37,8 @@ def of_study(rows: pd.DataFrame, measure: str, varied: Sequence[str]) -> list[Fi
         # The mean, not the median: run-ahead's median token knows nothing of its divergences.
         rows = rows.assign(token_ms=1e3 / rows["tokens_per_s"])
     axes = [name for name in varied if name in columns(rows)]
-    made = [make(rows, axes) for make in MAKERS[measure]]
-    return [figure for figure in made if figure is not None]
+    figures: list[Figure] = []
+    for make in MAKERS[measure]:
+        made = make(rows, axes)
+        figures += made if isinstance(made, list) else [made] if made is not None else []
+    return figures

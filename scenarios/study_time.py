@@ -44,31 +44,38 @@ def times(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
     )
 
 
-def over_rtt(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
-    """Time per token against the round trip, a line for each arm."""
+def over_rtt(rows: pd.DataFrame, varied: Sequence[str]) -> list[Figure]:
+    """Time per token against the round trip: a figure a device, a line for each arm."""
     if "rtt_ms" not in varied:
-        return None
-    series = [
-        Series(
-            name,
-            tuple(
-                estimated(float(rtt), part[part["rtt_ms"] == rtt]["token_ms"], name)
-                for rtt in sorted(part["rtt_ms"].unique())
-            ),
-            joined=True,
+        return []
+    figures = []
+    devices = [axis for axis in ("device",) if axis in varied]
+    for device, within in arms(rows, devices):
+        series = [
+            Series(
+                name,
+                tuple(
+                    estimated(float(rtt), part[part["rtt_ms"] == rtt]["token_ms"], name)
+                    for rtt in sorted(part["rtt_ms"].unique())
+                ),
+                joined=True,
+            )
+            for name, part in arms(within, others(varied, "rtt_ms", "device"))
+        ]
+        on = f" on {device}" if devices else ""
+        figures.append(
+            Figure(
+                "time-by-round-trip" + (f"-{device}" if devices else ""),
+                f"Time per token against the round trip{on}",
+                "round trip, ms",
+                "ms per token (mean)",
+                tuple(series),
+                x_log=True,
+                y_log=True,
+                note=f"Virtual time. {_over(rows)}",
+            )
         )
-        for name, part in arms(rows, others(varied, "rtt_ms"))
-    ]
-    return Figure(
-        "time-by-round-trip",
-        "Time per token against the round trip",
-        "round trip, ms",
-        "ms per token (mean)",
-        tuple(series),
-        x_log=True,
-        y_log=True,
-        note=f"Virtual time. {_over(rows)}",
-    )
+    return figures
 
 
 def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
@@ -78,6 +85,7 @@ def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         return None
     speed = "device_step_ms"
     rows = rows.sort_values(speed, kind="stable") if speed in rows else rows
+    averaged = [column(name) for name in others(varied, "schedule", "device", across)]
     cells = []
     for (down, right), here in rows.groupby(["device_profile", column(across)], sort=False):
         parts = {str(name): part for name, part in here.groupby("schedule", sort=False)}
@@ -86,7 +94,11 @@ def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         lines = [order[0]]
         # The next best says whether the choice matters, the slowest what is at stake.
         slower = dict.fromkeys((order[min(1, len(order) - 1)], order[-1]))
-        lines += [f"{_faster(here, parts[name], parts[order[0]])} {name}" for name in slower]
+        lines += [
+            f"{_faster(here, parts[name], parts[order[0]], averaged)} {name}" for name in slower
+        ]
+        if spent[order[-1]] <= 1.01 * spent[order[0]]:
+            lines = ["all the same", "within 1 %"]
         gained = spent[order[-1]] / spent[order[0]]
         step = f" ({here[speed].iloc[0]:.0f} ms)" if speed in here else ""
         cells.append((f"{shown(down)}{step}", shown(right), gained, "\n".join(lines)))
@@ -103,10 +115,12 @@ def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
     )
 
 
-def _faster(here: pd.DataFrame, slow: pd.DataFrame, fast: pd.DataFrame) -> str:
+def _faster(
+    here: pd.DataFrame, slow: pd.DataFrame, fast: pd.DataFrame, averaged: Sequence[str]
+) -> str:
     """How many times, with its interval where both ran the same samples."""
     times = float(slow["token_ms"].mean() / fast["token_ms"].mean())
-    one, two = (by_sample(here, part) for part in (slow, fast))
+    one, two = (by_sample(here, part, averaged) for part in (slow, fast))
     if one is None or two is None or len(one) < 2:
         return f"{times:.2f}×"
     ones = [1.0] * len(one)
