@@ -12,6 +12,8 @@ from scenarios.study_arms import arms, by_sample, column, estimated, others, sho
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_COLUMNS = 6
+"""A grid with more is turned."""
 SLOW_MS = 100.0
 """A phone is served as long as its p95 time per token is below this (ten tokens a second)."""
 
@@ -103,11 +105,14 @@ def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         step = f" ({here[speed].iloc[0]:.0f} ms)" if speed in here else ""
         cells.append((f"{shown(down)}{step}", shown(right), gained, "\n".join(lines)))
     cells.sort(key=lambda cell: _number(cell[1]))
+    labels = ("round trip, ms" if across == "rtt_ms" else "link", "device (its two-branch step)")
+    if len({cell[1] for cell in cells}) > MOST_COLUMNS:
+        cells = [(right, down, value, text) for down, right, value, text in cells]
+        labels = labels[::-1]
     return Figure(
         "where-which-schedule-wins",
         "Where each schedule wins",
-        "round trip, ms" if across == "rtt_ms" else "link",
-        "device (its two-branch step)",
+        *labels,
         kind="grid",
         grid=tuple(cells),
         note="By mean time per token: the fastest schedule, and how many times faster it is than "
@@ -238,7 +243,7 @@ def _over(rows: pd.DataFrame) -> str:
 
 def _wide(series: Sequence[Series]) -> bool:
     values = [point.y for one in series for point in one.points]
-    return max(values) > 20 * min(values) > 0
+    return max(values) > 8 * min(values) > 0
 
 
 def _number(text: str) -> float:
