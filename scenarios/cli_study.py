@@ -58,6 +58,9 @@ def sweep(
 
 def report(
     folder: Path = typer.Argument(help="Folder of a finished study."),
+    quality: Path = typer.Option(
+        None, "--quality", help="What costeer evaluate --json printed, to set beside the times."
+    ),
     as_json: bool = typer.Option(False, "--json", help="One JSON object as the last line."),
 ) -> None:
     """Make a study's page and its figures."""
@@ -67,7 +70,7 @@ def report(
 
     stderr = Console(stderr=True)
     with stderr.status("reading the results") as status:
-        made = write_report(folder, status.update)
+        made = write_report(folder, status.update, quality=quality)
     if as_json:
         paths = [str(path) for path in made.figures]
         trace = str(made.trace) if made.trace else None

@@ -11,18 +11,24 @@ from scenarios.store import Store
 
 FIGURES = {
     "ttft_ms": "lower",
+    "tokens_per_s": "higher",
     "token_ms_p50": "lower",
     "token_ms_p95": "lower",
     "uplink_bytes": "lower",
     "downlink_bytes": "lower",
+    "payload_bytes": "lower",
     "nll": "lower",
     "kl_upload": "lower",
+    "top1_upload": "higher",
+    "upload_logp": "higher",
+    "facts": "higher",
 }
 """What is compared, and which way is better."""
 
 AXES = (
     *("case", "method", "gain", "bundle", "cloud_model", "codec", "schedule", "profile"),
-    *("rtt_ms", "device_profile", "cloud_profile", "seed"),
+    *("rtt_ms", "device_profile", "cloud_profile", "seed", "align", "placement"),
+    *("devices", "arrivals_per_s"),
 )
 
 
@@ -76,7 +82,8 @@ def compare(a: Store, b: Store) -> list[Change]:
 
 def _change(figure: str, before: Any, after: Any) -> Change:
     ones = [1.0] * len(before)
-    scale = float(before.mean()) or 1.0
+    # Of a log-likelihood too, more is more.
+    scale = abs(float(before.mean())) or 1.0
     found = difference((after, ones), (before, ones))
     return Change(
         figure,

@@ -21,6 +21,7 @@ from scenarios.page_style import STYLE
 from scenarios.store import Store
 from scenarios.study_arms import column, none, shown
 from scenarios.study_figures import of_study
+from scenarios.study_joined import joined, read_quality
 
 ANSWERS = 6
 """So many answers are shown in full."""
@@ -35,8 +36,16 @@ class Report:
     trace: Path | None
 
 
-def write_report(folder: Path, told: Callable[[str], None] = lambda what: None) -> Report:
-    """The report of the study in `folder`. Raises `EnvironmentFailure` if there is none."""
+def write_report(
+    folder: Path,
+    told: Callable[[str], None] = lambda what: None,
+    *,
+    quality: Path | None = None,
+) -> Report:
+    """The report of the study in `folder`. Raises `EnvironmentFailure` if there is none.
+
+    `quality`: a file with the last line of `costeer evaluate --json`, to set beside times.
+    """
     store = Store(folder)
     study, rows = store.study(), store.rows()
     if study["measure"] == "codec":
@@ -44,6 +53,8 @@ def write_report(folder: Path, told: Callable[[str], None] = lambda what: None) 
         clocks = [store.get(key)["clock"]["encode_us"] for key in study["cells"]]
         rows = rows.assign(encode_us=clocks)
     figures = of_study(rows, study["measure"], study["varied"])
+    if quality is not None:
+        figures = joined(rows, study["varied"], read_quality(quality)) + figures
     paths: list[Path] = []
     for figure in figures:
         told(f"drawing {figure.title}")

@@ -7,13 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import costeer
-from edge_runtime.errors import UsageError
+from edge_runtime.errors import SpecError, UsageError
 from scenarios.cli_study import study_path
-from scenarios.compare import compare
+from scenarios.compare import _change, compare
 from scenarios.fronts import Arm, place
 from scenarios.report import write_report
 from scenarios.spec import Scenario, read_scenario, scenario
@@ -60,6 +61,7 @@ def result(cell: Any, slower: float) -> dict[str, Any]:
     row = {
         "case": cell.case.id,
         "method": cell.method,
+        "gain": 0.476 if cell.gain is None else cell.gain,
         "codec": cell.codec,
         "schedule": cell.schedule,
         "profile": cell.network,
@@ -147,6 +149,35 @@ def test_a_slower_study_is_worse_and_says_so(
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert "token_ms_p50" in json.loads(last)["worse"]
     assert costeer.run(["compare", str(b), str(a)]) == 0
+
+
+def test_quality_of_an_evaluation_stands_beside_the_times(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "study", answer={"method": "light", "gain": [0.476, 1.0]})
+    told = tmp_path / "evaluated.json"
+    gaps = {"light": 0.5, "costeer@1": 0.2, "blend": 0.7}
+    rows = {
+        n: {"gap_captured": {"value": v, "low": v - 0.1, "high": v + 0.1}} for n, v in gaps.items()
+    }
+    told.write_text("progress\n" + json.dumps(rows) + "\n")
+    made = write_report(folder, quality=told)
+    # Two links and two round trips: four worlds.
+    drawn = sorted(path.name for path in made.figures if "joined" in path.name)
+    assert len(drawn) == 4 * 3
+    lines = (folder / "figures" / "quality-joined-1.csv").read_text().splitlines()
+    assert [line.split(",")[2] for line in lines[1:] if line.startswith("arms")] == ["0.5", "0.2"]
+    told.write_text("{}")
+    with pytest.raises(UsageError, match="none of the study's rules"):
+        write_report(folder, quality=told)
+    told.write_text("nothing")
+    with pytest.raises(SpecError, match="not what costeer evaluate"):
+        write_report(folder, quality=told)
+
+
+def test_less_likely_answers_are_worse(tmp_path: Path) -> None:
+    change = _change("upload_logp", np.array([-10.0, -12.0]), np.array([-15.0, -18.0]))
+    assert change.change == pytest.approx(-0.5)
+    assert change.verdict(0.02) == "worse"
+    assert _change("upload_logp", np.array([-2.0]), np.array([-1.0])).verdict(0.02) == "better"
 
 
 def test_studies_without_a_common_cell_are_refused(tmp_path: Path) -> None:
