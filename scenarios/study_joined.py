@@ -1,7 +1,7 @@
 """Times of one study beside the quality of another: recorded answers have no references to score.
 
-The quality is what `costeer evaluate --json` printed, saved to a file. A rule is the same rule under
-any name: `costeer@1` there is `light` with gain 1 here.
+The quality is what `costeer evaluate --json` printed, saved to a file. A rule is the same rule
+under any name: `costeer@1` there is `light` with gain 1 here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_quality(path: Path) -> dict[Method, dict[str, Any]]:
         raise SpecError(
             str(path),
             f"not what costeer evaluate --json prints: {error}",
-            todo="Save its last line",
+            todo="Save that line",
         ) from error
     return found
 
