@@ -1,10 +1,11 @@
 """How fast the simulator is: one device over a trace link, fleets of 100 to 10,000, capacity.
 
-    python -m benchmarks.bench_simulator              all but the largest fleet
-    python -m benchmarks.bench_simulator --large      the fleet of 10,000 too (minutes)
+    python -m benchmarks.bench_simulator                        all of it (two to four minutes)
+    python -m benchmarks.bench_simulator --devices 100 1000     these fleets alone
     python -m benchmarks.bench_simulator --capacity   how many phones one cloud serves, by schedule
 
-Each fleet runs in a process of its own, for its own peak memory. Ends with one line of JSON.
+Each fleet runs in a process of its own, for its own peak memory; its time per token of a device,
+divided by the smallest fleet's, shows whether time grows linearly. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def single(rounds: int = 5, answers: int = 40) -> dict[str, float]:
 
 def one_fleet(devices: int) -> dict[str, float]:
     """Seconds and peak memory of a fleet that arrives at 4 answers a second."""
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     result = fleet(
         poisson(devices, 4.0, 0),
         made_up_replays(8, TOKENS, DIVERGENCE),
@@ -76,11 +77,16 @@ def one_fleet(devices: int) -> dict[str, float]:
         max_tokens=TOKENS,
     )
     seconds = time.perf_counter() - began
-    cpu_s = time.process_time()
+    cpu_s = time.process_time() - began_cpu
     assert result.answers == devices
+    assert len(result.token_ms) == devices * (TOKENS - 1)
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"devices": devices, "seconds": seconds, "cpu_s": cpu_s, "peak_mb": peak_mb} | {
-        "cpu_us_per_token": cpu_s * 1e6 / (devices * TOKENS)
+    return {
+        "devices": devices,
+        "seconds": seconds,
+        "peak_mb": peak_mb,
+        "us_per_token": seconds * 1e6 / (devices * TOKENS),
+        "cpu_us_per_token": cpu_s * 1e6 / (devices * TOKENS),
     }
 
 
@@ -114,7 +120,9 @@ def phones_per_gpu(target_ms: float = 100.0) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--large", action="store_true")
+    parser.add_argument(
+        "--devices", type=int, nargs="*", default=[100, 300, 1000, 3000, 10_000], help="fleets"
+    )
     parser.add_argument("--capacity", action="store_true")
     parser.add_argument("--fleet", type=int, help="one fleet of this many devices, as JSON")
     parser.add_argument("--json", action="store_true", help="accepted: the last line always is")
@@ -127,15 +135,18 @@ def main() -> None:
         return
     report: dict[str, Any] = {"single": single(), "fleets": []}
     print(f"one device: {report['single']['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
-    for devices in (100, 300, 1000, *((3000, 10_000) if options.large else ())):
+    for devices in options.devices:
         command = [sys.executable, "-m", "benchmarks.bench_simulator", "--fleet", str(devices)]
         shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         report["fleets"].append(json.loads(shown))
         row = report["fleets"][-1]
+        row["of_the_smallest"] = row["us_per_token"] / report["fleets"][0]["us_per_token"]
         print(
-            f"{devices:>7} devices: {row['seconds']:.1f} s, {row['peak_mb']:.0f} MB, "
-            f"{row['cpu_us_per_token']:.0f} us of CPU per token",
+            f"{devices:>7} devices: {row['seconds']:6.1f} s, {row['peak_mb']:4.0f} MB, "
+            f"{row['us_per_token']:.1f} us a token ({row['cpu_us_per_token']:.1f} of processor "
+            f"time), {row['of_the_smallest']:.2f} times the smallest fleet's",
             file=sys.stderr,
+            flush=True,
         )
     print(json.dumps(report))
 

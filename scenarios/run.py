@@ -111,6 +111,12 @@ def run_cell(cell: Cell, models: Models, machines: Machines | None = None) -> Re
         "text": decode(transcript.tokens),
         "peak_rss_mb": None,
     }
+    figures["origin"] |= {
+        "rtt_ms": link.origin,
+        "device_step_ms": machines.device.origin,
+        "evidence_bits": "measured",
+        "context_bits": "measured",
+    }
     return Result(figures, tokens, transcript)
 
 

@@ -83,6 +83,12 @@ def test_a_row_has_every_figure_and_its_parts_add_up() -> None:
     assert row["parts"] == row["ms_per_token"]
     for token, record in zip(result.tokens, result.transcript.records, strict=True):
         assert math.isclose(sum(token["parts"].values()), record.parts.total, abs_tol=0.01)
+    settings = {"gain", "seed"}
+    for name, value in row.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and name not in settings:
+            assert row["origin"][name] in {"measured", "modelled", "published", "assumed"}, name
+    assert row["origin"]["parts"] == row["origin"]["retransmissions"] == "modelled"
+    assert row["origin"]["uplink_bytes"] == row["origin"]["round_trips"] == "measured"
     assert row["inputs"]["device"] == "measured"
     assert row["inputs"]["cloud"] == "published"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Generator
 from typing import Any
@@ -19,7 +20,8 @@ from cloud_sim.sim.costs import DeviceCosts
 from cloud_sim.sim.fleet import FleetResult, capacity, fleet, made_up_replays, poisson
 from cloud_sim.sim.roofline import Roofline
 from cloud_sim.sim.serving import Batching, Serving
-from cloud_sim.sim.waiting import Clock
+from cloud_sim.sim.simulate import Exchange
+from cloud_sim.sim.waiting import Clock, Process
 from edge_runtime.schedules.actions import Load
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
@@ -198,3 +200,16 @@ def test_capacity_finds_the_knee() -> None:
     assert 35 <= found.phones <= 37
     assert found.token_ms_p95 <= 57 < found.tried[-1][1] + 20
     assert capacity(run, 5.0).phones == 0
+
+
+@pytest.mark.parametrize("schedule", [lockstep, runahead])
+def test_devices_that_have_answered_are_freed_without_the_collector(schedule: Callable) -> None:
+    """A fleet runs with the garbage collector off: a cycle would stay for all of its time."""
+    gc.collect()
+    gc.disable()
+    try:
+        small_fleet(12, schedule=schedule)
+        left = [o for o in gc.get_objects() if isinstance(o, Exchange | Process | Link)]
+    finally:
+        gc.enable()
+    assert left == []

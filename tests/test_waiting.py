@@ -100,4 +100,5 @@ def test_what_a_process_raises_is_told_to_its_owner() -> None:
     process = Process(fails(), ended.append)
     process.go_on()
     process.go_on()
+    process.go_on()  # too late: it is told once
     assert [str(error) for error in ended] == ["on purpose"]

@@ -17,11 +17,12 @@ MODELLED = (
     "parts",
     "retransmissions",
     "transport_bytes",
+    "connect_ms",
 )
 """A simulated time is modelled, whatever its inputs are."""
 
-COUNTED = ("tokens", "uplink_bytes", "downlink_bytes", "round_trips")
-"""Counted on what the real code did."""
+SETTINGS = ("method", "gain", "schedule", "codec", "virtual", "profile", "seed", "finish", "notes")
+"""What was asked for, and words: no figures."""
 
 
 def row(
@@ -37,13 +38,18 @@ def row(
     """
     given = dict(origins or {})
     parts = transcript.mean_parts().as_dict()
-    return {
+    figures = {
         **transcript.row(),
         "profile": profile,
         "seed": seed,
         "parts": parts,
         "retransmissions": int(transcript.counters.get("retransmissions", 0)),
         "transport_bytes": transcript.transport_bytes,
-        "origin": dict.fromkeys(MODELLED, "modelled") | dict.fromkeys(COUNTED, "measured"),
-        "inputs": given,
     }
+    # What is not modelled was counted on what the real code did: tokens, frames, divergences.
+    origin = {
+        name: "modelled" if name in MODELLED else "measured"
+        for name in figures
+        if name not in SETTINGS
+    }
+    return {**figures, "origin": origin, "inputs": given}

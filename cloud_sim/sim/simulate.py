@@ -240,8 +240,9 @@ class Exchange:
         if error is not None:
             self._error = self._error or error
             self._session.close()
-        if self._done is not None:
-            self._done()
+        done, self._done = self._done, None
+        if done is not None:
+            done()
 
     def _send_up(self, frame: wire.Frame, now_ms: float) -> None:
         """Onto the uplink."""

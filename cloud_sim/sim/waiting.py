@@ -88,16 +88,23 @@ class Process:
     __slots__ = ("_ended", "_moves")
 
     def __init__(self, moves: Moves, ended: Callable[[Exception | None], Any]) -> None:
-        self._moves, self._ended = moves, ended
+        self._moves = moves
+        self._ended: Callable[[Exception | None], Any] | None = ended
 
     def go_on(self, value: Any = None) -> None:
         """Start, or go on after the `yield` with `value`."""
         try:
             self._moves.send(value)
         except StopIteration:
-            self._ended(None)
+            self._end(None)
         except Exception as error:
-            self._ended(error)
+            self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        # Whoever is told mostly owns this: let go, so that both are freed without the collector.
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended(error)
 
 
 class Inbox:
