@@ -82,11 +82,11 @@ def layer(model: Model = "smollm2-135m", target: str = "npu-qnn", layers: int = 
 
 
 @app.command()
-def socs(model: Model = "smollm2-135m") -> None:
-    """One layer and the head compiled for every SoC in the table, both recipes."""
+def socs(model: Model = "smollm2-135m", only: str = "") -> None:
+    """One layer and the head compiled for every SoC in the table (or `only` one), both recipes."""
     loaded, prompts = _load(model, 1)
     rows = []
-    for entry in SOCS:
+    for entry in [soc(only)] if only else SOCS:
         for target in ("npu-qnn", "npu-qnn-w8a16"):
             rows.append(_compiles(loaded, prompts, entry, target))
             tell(f"{entry.name} {target}: {rows[-1]}")
