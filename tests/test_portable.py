@@ -56,6 +56,13 @@ def test_only_the_quantized_products_are_outside_the_standard(portable: Bundle) 
     assert sum(node.op_type == "MatMulNBits" for node in graph.node) == 14
 
 
+def test_the_same_source_gives_the_same_bytes(
+    portable: Bundle, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    again = export_bundle(str(tiny_model_dir), tmp_path / "b", target="portable", verify=False)
+    assert again.manifest.files == portable.manifest.files
+
+
 def test_both_rows_say_what_transformers_says(
     portable: Bundle, tiny_model_dir: Path, prompts: tuple[list[int], list[int], list[int]]
 ) -> None:
