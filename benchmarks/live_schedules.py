@@ -1,0 +1,175 @@
+"""Each schedule over real sockets through the shaper, against its simulation (docs/validation.md).
+
+    python -m benchmarks.live_schedules RECORDINGS [--rtt 60] [--rounds 3]
+
+Real: driver, WebSocket, shaper, server and session on loopback; both models are a recording
+(`benchmarks.record_answers`), and where one would compute, the real side sleeps for what the cost
+model charges: a published phone and a published cloud. Simulated: the same generators in SimPy,
+with the host's own time per frame as `cloud_sim.sim.validate.host` measures it without a link.
+Frames that run-ahead sends in vain depend on who is first by a millisecond, so bytes may differ
+there; tokens may not. Run it on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simpy
+
+from benchmarks.recordings import RecordedCloud, RecordedDevice, Recording
+from cloud_sim.live.server import running
+from cloud_sim.model import ScoreRequest
+from cloud_sim.net.links import ConstantDelay, Link
+from cloud_sim.net.rates import ConstantRate
+from cloud_sim.net.shaper import shaped
+from cloud_sim.sim.costs import CloudCosts, DeviceCosts
+from cloud_sim.sim.engine import OwnGpu
+from cloud_sim.sim.machines import cloud, device
+from cloud_sim.sim.simulate import Exchange, Host
+from cloud_sim.sim.validate import TRANSPORT, host, paced
+from edge_runtime.connections.websocket import answer
+from edge_runtime.schedules.actions import Load, Schedule
+from edge_runtime.schedules.auto import auto
+from edge_runtime.schedules.draft import draft
+from edge_runtime.schedules.lockstep import lockstep
+from edge_runtime.schedules.runahead import runahead
+from edge_runtime.transcript import Transcript
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "lockstep": lockstep,
+    "runahead": runahead,
+    "runahead, 8 branches": partial(runahead, branches=8),
+    "draft, 2": partial(draft, draft_tokens=2),
+    "auto": auto,
+}
+
+
+class PacedCloud(RecordedCloud):
+    """A recording that takes as long as `costs` says."""
+
+    def __init__(self, recording: Recording, costs: CloudCosts) -> None:
+        super().__init__(recording)
+        self._costs = costs
+        self.codec_called = lambda _: recording.codec
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[Any]:
+        """As `RecordedCloud`, after the modelled time of the whole pass."""
+        began = time.monotonic()
+        results = super().score(requests)
+        load = Load(
+            rows=len(requests),
+            tokens=max(len(request.tokens) for request in requests),
+            past=max(request.keep for request in requests),
+        )
+        left = began + self._costs.ms(load) / 1e3 - time.monotonic()
+        if left > 0:
+            time.sleep(left)
+        return results
+
+
+def links(rtt_ms: float, _: int = 0) -> tuple[Link, Link]:
+    """Up and down with the rates of the profile `us-mobile`, and that round trip."""
+    up, down = (Link(ConstantRate(mbps * 1e6), ConstantDelay(rtt_ms / 2)) for mbps in (11, 115))
+    return up, down
+
+
+async def real(
+    make: Callable[..., Schedule],
+    recording: Recording,
+    rtt_ms: float,
+    device_costs: DeviceCosts,
+    cloud_costs: CloudCosts,
+) -> Transcript:
+    """One answer over sockets."""
+    with running(PacedCloud(recording, cloud_costs)) as server:
+        target = (server.host, server.port)
+        async with shaped(partial(links, rtt_ms), TRANSPORT, target) as (_, (name, port)):
+            schedule = make(RecordedDevice(recording), recording.request())
+            return await answer(paced(schedule, device_costs), f"ws://{name}:{port}")
+
+
+def simulated(
+    make: Callable[..., Schedule],
+    recording: Recording,
+    rtt_ms: float,
+    device_costs: DeviceCosts,
+    cloud_costs: CloudCosts,
+    own: Host,
+) -> Transcript:
+    """The same answer in virtual time."""
+    env = simpy.Environment()
+    uplink, downlink = links(rtt_ms)
+    exchange = Exchange(
+        env,
+        make(RecordedDevice(recording), recording.request()),
+        recording.session(),
+        uplink=uplink,
+        downlink=downlink,
+        device_costs=device_costs,
+        engine=OwnGpu(env, cloud_costs),
+        transport=TRANSPORT,
+        connect=True,
+        host=own,
+    )
+    exchange.start()
+    env.run()
+    return exchange.result()
+
+
+def figures(transcripts: list[Transcript]) -> tuple[float, float, float]:
+    """Tokens/s after the first token; p50 and p95 of the time per token, ms."""
+    times = np.concatenate([t.token_ms for t in transcripts])
+    p50, p95 = np.percentile(times, [50, 95])
+    return 1e3 / float(times.mean()), float(p50), float(p95)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("recordings", type=Path, nargs="+", help="files")
+    options.add_argument("--rtt", type=float, default=60.0)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--device", default="snapdragon-8-elite-npu")
+    options.add_argument("--weights-mb", type=float, default=494.0)
+    options.add_argument("--cloud", default="a100-qwen2.5-7b")
+    chosen = options.parse_args()
+    found = [Recording.load(path, end_ids=(2, 151645, 151643)) for path in chosen.recordings]
+    device_costs = device(chosen.device).costs(weights_mb=chosen.weights_mb, vocabulary=151_936)
+    device_costs = replace(device_costs, prefill_ms_per_token=0.2)  # not what is compared here
+    cloud_costs = cloud(chosen.cloud).costs()
+    own = host(chosen.rounds)
+    print(f"host: {own.token_ms:.2f} ms a frame waited for, {own.connect_ms:.1f} ms to connect\n")
+    print(
+        "| schedule | tokens/s real | simulated | error | p50 ms real | simulated | error "
+        "| p95 ms real | simulated | error | tokens |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    costs = (chosen.rtt, device_costs, cloud_costs)
+    rounds: dict[str, list[list[Transcript]]] = {name: [] for name in SCHEDULES}
+    for _ in range(chosen.rounds):  # interleaved, so that a noisy minute hits every schedule
+        for name, make in SCHEDULES.items():
+            rounds[name].append([asyncio.run(real(make, r, *costs)) for r in found])
+    for name, make in SCHEDULES.items():
+        virtual = [simulated(make, r, *costs, own) for r in found]
+        measured = np.median([figures(runs) for runs in rounds[name]], axis=0)
+        same = all(
+            t.tokens == v.tokens
+            for runs in rounds[name]
+            for t, v in zip(runs, virtual, strict=True)
+        )
+        cells = " | ".join(
+            f"{real_one:.1f} | {ours:.1f} | {(ours - real_one) / real_one:+.1%}"
+            for real_one, ours in zip(measured, figures(virtual), strict=True)
+        )
+        print(f"| {name} | {cells} | {'same' if same else 'OTHER'} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
