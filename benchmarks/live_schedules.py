@@ -4,8 +4,9 @@
 
 Real: driver, WebSocket, shaper, server and session on loopback; both models are a recording
 (`benchmarks.record_answers`), and where one would compute, the real side sleeps for what the cost
-model charges: a published phone and a published cloud. Simulated: the same generators in SimPy,
-with the host's own time per frame as `cloud_sim.sim.validate.host` measures it without a link.
+model charges: a published phone and a published cloud. Simulated: the same generators in SimPy.
+What threads, event loops and sockets take is measured where no link is and charged: per token on
+the device, per pass in the cloud, per frame waited for, per connection.
 Frames that run-ahead sends in vain depend on who is first by a millisecond, so bytes may differ
 there; tokens may not. Run it on a machine that does nothing else.
 """
@@ -16,13 +17,12 @@ import argparse
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simpy
 
 from benchmarks.recordings import RecordedCloud, RecordedDevice, Recording
 from cloud_sim.live.server import running
@@ -33,8 +33,9 @@ from cloud_sim.net.shaper import shaped
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.engine import OwnGpu
 from cloud_sim.sim.machines import cloud, device
-from cloud_sim.sim.simulate import Exchange, Host
-from cloud_sim.sim.validate import TRANSPORT, host, paced
+from cloud_sim.sim.simulate import NO_HOST, Exchange, Host
+from cloud_sim.sim.validate import TRANSPORT, paced
+from cloud_sim.sim.waiting import Clock
 from edge_runtime.connections.websocket import answer
 from edge_runtime.schedules.actions import Load, Schedule
 from edge_runtime.schedules.auto import auto
@@ -75,53 +76,94 @@ class PacedCloud(RecordedCloud):
         return results
 
 
+MakeLinks = Callable[[int], tuple[Link, Link]]
+
+
 def links(rtt_ms: float, _: int = 0) -> tuple[Link, Link]:
     """Up and down with the rates of the profile `us-mobile`, and that round trip."""
     up, down = (Link(ConstantRate(mbps * 1e6), ConstantDelay(rtt_ms / 2)) for mbps in (11, 115))
     return up, down
 
 
+def no_link(_: int) -> tuple[Link, Link]:
+    """Nothing is held back."""
+    up, down = (Link(ConstantRate(1e11), ConstantDelay(0.0)) for _ in range(2))
+    return up, down
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What is charged on both sides, ms."""
+
+    device: DeviceCosts
+    cloud: CloudCosts
+    host: Host = NO_HOST
+
+    def with_host(
+        self, token_ms: float, pass_ms: float, wait_ms: float, connect_ms: float
+    ) -> Costs:
+        """What the host takes for each token, each pass, each frame waited for, each connection."""
+        return Costs(
+            replace(self.device, steer_ms=self.device.steer_ms + token_ms),
+            replace(self.cloud, step_ms=self.cloud.step_ms + pass_ms),
+            Host(wait_ms, connect_ms),
+        )
+
+
 async def real(
-    make: Callable[..., Schedule],
-    recording: Recording,
-    rtt_ms: float,
-    device_costs: DeviceCosts,
-    cloud_costs: CloudCosts,
+    make: Callable[..., Schedule], recording: Recording, line: MakeLinks, costs: Costs
 ) -> Transcript:
     """One answer over sockets."""
-    with running(PacedCloud(recording, cloud_costs)) as server:
-        target = (server.host, server.port)
-        async with shaped(partial(links, rtt_ms), TRANSPORT, target) as (_, (name, port)):
+    with running(PacedCloud(recording, costs.cloud)) as server:
+        async with shaped(line, TRANSPORT, (server.host, server.port)) as (_, (name, port)):
             schedule = make(RecordedDevice(recording), recording.request())
-            return await answer(paced(schedule, device_costs), f"ws://{name}:{port}")
+            return await answer(paced(schedule, costs.device), f"ws://{name}:{port}")
 
 
 def simulated(
-    make: Callable[..., Schedule],
-    recording: Recording,
-    rtt_ms: float,
-    device_costs: DeviceCosts,
-    cloud_costs: CloudCosts,
-    own: Host,
+    make: Callable[..., Schedule], recording: Recording, line: MakeLinks, costs: Costs
 ) -> Transcript:
     """The same answer in virtual time."""
-    env = simpy.Environment()
-    uplink, downlink = links(rtt_ms)
+    clock = Clock()
+    uplink, downlink = line(0)
     exchange = Exchange(
-        env,
+        clock,
         make(RecordedDevice(recording), recording.request()),
         recording.session(),
         uplink=uplink,
         downlink=downlink,
-        device_costs=device_costs,
-        engine=OwnGpu(env, cloud_costs),
+        device_costs=costs.device,
+        engine=OwnGpu(clock, costs.cloud),
         transport=TRANSPORT,
         connect=True,
-        host=own,
+        host=costs.host,
     )
     exchange.start()
-    env.run()
+    clock.run()
     return exchange.result()
+
+
+def charged(costs: Costs, recording: Recording) -> Costs:
+    """`costs` and the host's own, from runs without a link: one that the device holds up, one that
+    the cloud holds up, and one that waits for each frame."""
+    quick_cloud, quick_device = CloudCosts(step_ms=2.0), DeviceCosts(step_ms=0.0)
+
+    def extra(make: Callable[..., Schedule], costs: Costs) -> tuple[float, float]:
+        took = asyncio.run(real(make, recording, no_link, costs))
+        ideal = simulated(make, recording, no_link, costs)
+        token_ms = float(np.median(took.token_ms) - np.median(ideal.token_ms))
+        return max(0.0, token_ms), max(0.0, took.ttft_ms - ideal.ttft_ms)
+
+    ahead = partial(runahead, window=16)
+    token_ms, _ = extra(ahead, Costs(costs.device, quick_cloud))
+    pass_ms, _ = extra(ahead, Costs(quick_device, costs.cloud))
+    wait_ms, connect_ms = extra(lockstep, costs)
+    wait_ms = max(0.0, wait_ms - token_ms - pass_ms)
+    print(
+        f"host, ms: {token_ms:.2f} a token, {pass_ms:.2f} a pass, "
+        f"{wait_ms:.2f} a frame waited for, {connect_ms:.1f} to connect\n"
+    )
+    return costs.with_host(token_ms, pass_ms, wait_ms, connect_ms)
 
 
 def figures(transcripts: list[Transcript]) -> tuple[float, float, float]:
@@ -143,21 +185,20 @@ def main() -> None:
     found = [Recording.load(path, end_ids=(2, 151645, 151643)) for path in chosen.recordings]
     device_costs = device(chosen.device).costs(weights_mb=chosen.weights_mb, vocabulary=151_936)
     device_costs = replace(device_costs, prefill_ms_per_token=0.2)  # not what is compared here
-    cloud_costs = cloud(chosen.cloud).costs()
-    own = host(chosen.rounds)
-    print(f"host: {own.token_ms:.2f} ms a frame waited for, {own.connect_ms:.1f} ms to connect\n")
+    costs = Costs(device_costs, cloud(chosen.cloud).costs())
+    with_host = charged(costs, found[0])
+    line = partial(links, chosen.rtt)
     print(
         "| schedule | tokens/s real | simulated | error | p50 ms real | simulated | error "
         "| p95 ms real | simulated | error | tokens |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    costs = (chosen.rtt, device_costs, cloud_costs)
     rounds: dict[str, list[list[Transcript]]] = {name: [] for name in SCHEDULES}
     for _ in range(chosen.rounds):  # interleaved, so that a noisy minute hits every schedule
         for name, make in SCHEDULES.items():
-            rounds[name].append([asyncio.run(real(make, r, *costs)) for r in found])
+            rounds[name].append([asyncio.run(real(make, r, line, costs)) for r in found])
     for name, make in SCHEDULES.items():
-        virtual = [simulated(make, r, *costs, own) for r in found]
+        virtual = [simulated(make, r, line, with_host) for r in found]
         measured = np.median([figures(runs) for runs in rounds[name]], axis=0)
         same = all(
             t.tokens == v.tokens
