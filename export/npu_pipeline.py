@@ -19,7 +19,7 @@ from export.mobile import brief, usability
 from export.npu import NpuBuild, NpuOptions, build
 from export.npu_calibrate import shipped_prompts
 from export.npu_verify import verify_npu
-from export.pipeline import Exported, Progress, admit, manifest_for
+from export.pipeline import Exported, Progress, admit, manifest_for, took
 from export.recipes import Recipe
 from export.shipped import shipped_texts
 from export.sources import load_config, load_language, load_model, parameter_count, resolve
@@ -96,7 +96,7 @@ def export_npu(
                 progress=lambda what, done: tell(what, 0.6 + 0.35 * done),
             )
             report |= {"table": table, "mobile": brief(usability(Bundle(writer.path, manifest)))}
-            report |= _costs(built, time.monotonic() - began)
+            report |= took(began) | _costs(built)
             manifest = manifest.model_copy(
                 update={
                     "ready": report["ready"], "branches": report["branches"], "verified": True,
@@ -137,9 +137,8 @@ def _with_npu(manifest: Manifest, built: NpuBuild) -> Manifest:
     )
 
 
-def _costs(built: NpuBuild, seconds: float) -> dict[str, Any]:
+def _costs(built: NpuBuild) -> dict[str, Any]:
     return {
-        "seconds": round(seconds, 1),
         "compile_seconds": {name: made.seconds for name, made in built.compiled.items()},
         "peak_rss_mb": max(
             [peak_rss_mb(), *(made.peak_rss_mb for made in built.compiled.values())]

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import json
 import os
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -109,7 +110,7 @@ def export_bundle(
         report = None
         if verify:
             report = _report(Bundle(writer.path, manifest), loaded, tell)
-            report |= {"table": table, "seconds": round(time.monotonic() - began, 1)}
+            report |= {"table": table} | took(began)
             _write_report(writer.path, report)
             verdict = _verdict(report)
             manifest = writer.finish(manifest.model_copy(update=verdict))
@@ -149,7 +150,7 @@ def verify_existing(
     loaded = load_model(source)
     table = share_table(loaded, source, _texts(load_language(source)))
     report = _report(bundle, loaded, tell)
-    report |= {"table": table, "seconds": round(time.monotonic() - began, 1)}
+    report |= {"table": table} | took(began)
     verdict = _verdict(report)
     manifest = manifest.model_copy(update=verdict)
     _write_report(bundle.path, report)
@@ -192,6 +193,13 @@ def _mobile(bundle: Bundle) -> dict[str, Any]:
     from export.mobile import brief, usability
 
     return {"mobile": brief(usability(bundle))}
+
+
+def took(began: float) -> dict[str, float]:
+    """Seconds since `began`, and processor time of this process and those it has run."""
+    own, run = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cpu = own.ru_utime + own.ru_stime + run.ru_utime + run.ru_stime
+    return {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1)}
 
 
 def _verdict(report: dict[str, Any]) -> dict[str, Any]:

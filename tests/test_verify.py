@@ -56,6 +56,7 @@ def test_the_report_has_what_it_promises(report: tuple[Path, dict]) -> None:
     # Two layers of four products (qkv, o, gate+up, down), and the head.
     assert (figures["integer_matmuls"], figures["float_matmuls"]) == (9, 0)
     assert 30 < figures["peak_rss_mb"] < 500
+    assert figures["cpu_seconds"] > 0
 
 
 def test_the_command_prints_them_as_one_json_line(
