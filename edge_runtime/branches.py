@@ -23,7 +23,7 @@ from edge_runtime.decoder import ROWS, Decoder, chunks
 from edge_runtime.engine import Binding, check_threads, open_session, raise_if_out_of_memory
 from edge_runtime.errors import BundleError, UsageError
 from edge_runtime.growing import GrowingDecoder, grows
-from edge_runtime.memory import MappedPages, give_back_heap
+from edge_runtime.memory import MappedPages, give_back_code, give_back_heap, keep_heap_warm
 from edge_runtime.policy import Scores
 from edge_runtime.steering import AGNOSTIC, AWARE
 
@@ -92,6 +92,8 @@ class TwoBranches:
         """Row p: what predicts the answer's token p, both branches. Made when a prompt is in: then
         it is known how long the answer can be."""
         give_back_heap()
+        give_back_code()
+        keep_heap_warm()
 
     @classmethod
     def open(cls, bundle: Bundle, *, max_length: int, threads: int = 1) -> TwoBranches:
@@ -140,6 +142,7 @@ class TwoBranches:
                 for begin, part in chunks(ids[start:end], start):
                     last[row] = self._decoder.one(row, part, begin)[-1]
                     self._pages.give_back()
+        give_back_heap()
         room = self.max_length - max(self._prompt)
         self._hidden = np.full((room + 1, 2, self._hidden_size), 0, np.float32)
         self._hidden[0] = last

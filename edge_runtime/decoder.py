@@ -23,8 +23,8 @@ from edge_runtime.steering import AGNOSTIC, AWARE
 if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
 
-CHUNK = 128
-"""Tokens of a prefill call: measured 10 % faster than 512 at once, and a third of its memory."""
+CHUNK = 64
+"""Tokens of a prefill call: 128 are as fast and hold twice the memory, 32 are 10 % slower."""
 
 ROWS = (AWARE, AGNOSTIC)
 _F32 = np.dtype(np.float32).itemsize

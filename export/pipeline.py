@@ -50,7 +50,7 @@ from export.write import write_graphs
 
 Progress = Callable[[str, float], None]
 
-PREFILL_CHUNK = 128
+PREFILL_CHUNK = 64
 """Tokens a row and prefill call that the manifest's workspace estimate assumes."""
 
 MAX_CONTEXT = 4096
