@@ -13,6 +13,15 @@ def simulate(
     settings: list[str] = typer.Option(
         [], "--set", metavar="KEY=VALUE", help="Change the scenario, as in answer.method=costeer."
     ),
+    schedule: str = typer.Option(
+        "", help="lockstep, runahead, draft or auto, instead of the scenario's own."
+    ),
+    window: int = typer.Option(0, help="runahead: how far; 0: adapts."),
+    branches: int = typer.Option(0, help="runahead: continuations at once."),
+    draft_tokens: int = typer.Option(0, help="draft: tokens at a time; 0: adapts."),
+    gate: str = typer.Option("none", help="none, latch or reopen."),
+    token_deadline_ms: float = typer.Option(0.0, help="When a token is late."),
+    on_late: str = typer.Option("wait", help="Then: wait, device or cloud."),
     out: Path | None = typer.Option(None, "--out", help="Folder for rows.json."),
     as_json: bool = typer.Option(False, "--json", help="One JSON object as the last line."),
 ) -> None:
@@ -20,13 +29,32 @@ def simulate(
     from rich.console import Console
     from rich.progress import track
 
+    from edge_runtime.assembly import Plan
     from edge_runtime.errors import UsageError
     from edge_runtime.files import write_whole
     from scenarios.cli_study import study_path
     from scenarios.models import LocalModels
+    from scenarios.plans import text_of
     from scenarios.run import run
     from scenarios.spec import read_scenario
 
+    asked = Plan(
+        schedule or "lockstep",
+        window,
+        branches,
+        0,
+        draft_tokens,
+        gate,
+        token_deadline_ms,
+        on_late,  # type: ignore[arg-type]  # Deadline checks it
+    )
+    if schedule or asked != Plan():
+        if not schedule:
+            raise UsageError(
+                "simulate", "these options need a schedule to belong to", todo="Set --schedule"
+            )
+        asked.check()
+        settings = [*settings, f'answer.schedule="{text_of(asked)}"']
     plan = read_scenario(study_path(scenario), settings)
     if plan.measure != "time":
         raise UsageError(

@@ -28,6 +28,17 @@ def plan_of(text: str) -> Plan:
     return plan
 
 
+def text_of(plan: Plan) -> str:
+    """As a scenario file names `plan`: what `plan_of` reads."""
+    plain = Plan()
+    options = [
+        f"{field.name}={getattr(plan, field.name)}"
+        for field in fields(Plan)
+        if field.name != "schedule" and getattr(plan, field.name) != getattr(plain, field.name)
+    ]
+    return f"{plan.schedule}:{','.join(options)}" if options else plan.schedule
+
+
 def _number(text: str, name: str, value: str) -> float:
     try:
         return float(value) if name.endswith("_ms") else int(value)

@@ -87,7 +87,8 @@ def test_generate_prints_an_answer_and_one_json_object(
     assert row["downlink_bytes"] > 12 * 64 * 6
     assert 20 < row["peak_rss_mb"] < 2000
     assert row["virtual"] is False
-    for key in ("round_trips", "divergences", "gated", "late", "wasted_cloud_tokens", "notes"):
+    counted = ("round_trips", "divergences", "accepted", "gated", "late", "wasted_cloud_tokens")
+    for key in (*counted, "notes"):
         assert key in row
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from edge_runtime.errors import UsageError
 from edge_runtime.sampling import Sampler
 from edge_runtime.steering import method
 from scenarios.measures import Measures
+from scenarios.plans import plan_of, text_of
 from scenarios.reuse import Reusing
 from scenarios.run import Machines, Result, run
 from scenarios.spec import Cell, scenario
@@ -75,6 +78,7 @@ def test_a_row_has_every_figure_and_its_parts_add_up() -> None:
     for key in (
         *("profile", "schedule", "method", "ttft_ms", "token_ms_p50", "token_ms_p95"),
         *("token_ms_p99", "parts", "uplink_bytes", "downlink_bytes", "round_trips"),
+        *("divergences", "accepted", "wasted_cloud_tokens", "gated", "late"),
         *("retransmissions", "seed", "text", "tokens", "gain", "tokens_per_s", "ms_per_token"),
     ):
         assert key in row
@@ -91,6 +95,35 @@ def test_a_row_has_every_figure_and_its_parts_add_up() -> None:
     assert row["origin"]["uplink_bytes"] == row["origin"]["round_trips"] == "measured"
     assert row["inputs"]["device"] == "measured"
     assert row["inputs"]["cloud"] == "published"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lockstep",
+        "runahead:window=8,branches=4",
+        "draft:draft_tokens=3",
+        "lockstep:gate=reopen,token_deadline_ms=250.5,on_late=device",
+    ],
+)
+def test_a_plan_can_be_written_as_it_is_read(text: str) -> None:
+    plan = plan_of(text)
+    assert plan_of(text_of(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--window", "4"], "simulate: these options need a schedule to belong to"),
+        (["--schedule", "runahed"], "no such schedule"),
+        (["--schedule", "lockstep", "--branches", "4"], "has no such number"),
+    ],
+)
+def test_simulate_refuses_a_plan_that_is_none(options: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "costeer", "simulate", "latency", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 def test_the_round_trip_of_the_scenario_replaces_the_profiles() -> None:
