@@ -17,8 +17,9 @@ from edge_runtime.errors import UsageError
 from edge_runtime.weights import cache_dir
 from scenarios.datasets import read
 from scenarios.evaluate import Evaluation, Plan
+from scenarios.evaluate import chosen as best_of
 from scenarios.evaluate import evaluate as run
-from scenarios.fit import fit as choose
+from scenarios.fit import fit as fitted_on
 from scenarios.judge import Judge
 from scenarios.methods import parse_all, score
 from scenarios.metrics import mean
@@ -54,6 +55,12 @@ def evaluate(
     fit: Annotated[
         bool, typer.Option("--fit", help="Fit gain and mixture on half, report on the other.")
     ] = False,
+    choose: Annotated[
+        float | None,
+        typer.Option(
+            help="Also choose among each case's steered answers, on the device: nats a name told."
+        ),
+    ] = None,
     codec: Annotated[str, typer.Option(help="What crosses the wire in answers.")] = "full",
     note_tokens: Annotated[int, typer.Option(min=1, help="Cut longer notes.")] = 1000,
     reference_tokens: Annotated[int, typer.Option(min=1, help="Cut longer references.")] = 150,
@@ -110,6 +117,8 @@ def evaluate(
             store,
             lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
         )
+    if choose is not None:
+        result.results["chosen"] = best_of(result, choose)
     rows: dict[str, Any] = {name: result.row(name) for name in result.results}
     if fit:
         rows["fitted"] = _fitted(result)
@@ -133,7 +142,7 @@ def _numbers(text: str) -> list[float]:
 def _fitted(result: Evaluation) -> dict[str, Any]:
     if not result.kept:
         raise UsageError("evaluate", "without reference answers there is nothing to fit")
-    found = choose(result.kept)
+    found = fitted_on(result.kept)
     result.results["fitted"] = type(next(iter(result.results.values())))(
         found.method, [score(found.method, one) for one in result.kept]
     )

@@ -143,6 +143,32 @@ def _guessed(answers: Sequence[Answer], level: float) -> dict[str, Any]:
     return {"guessed_logp": ratio(above, below, level=level).dict()}
 
 
+def chosen(result: Evaluation, names_worth: float) -> Result:
+    """Of each case's steered answers, the one that the device would choose: a search over a few
+    continuations, with nothing but what the device knows.
+
+    Its measure is what it guesses of `upload_logp` per token, and `names_worth` nats for each name
+    of the note that is told. Raises `UsageError` with fewer than two answers of a steering rule.
+    """
+    steered = [
+        one.answers
+        for one in result.results.values()
+        if one.answers and all(a.guessed_logp is not None for a in one.answers)
+    ]
+    if len(steered) < 2:
+        raise UsageError(
+            "--choose",
+            "there is nothing to choose from",
+            todo="Name two methods that steer, and --generate N",
+        )
+
+    def worth(answer: Answer) -> float:
+        return (answer.guessed_logp or 0.0) / answer.tokens + names_worth * answer.note_facts
+
+    best = [max(of_case, key=worth) for of_case in zip(*steered, strict=True)]
+    return Result(Method("chosen"), answers=best)
+
+
 def evaluate(
     cases: Sequence[Case],
     pair: Pair,

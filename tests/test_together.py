@@ -17,13 +17,14 @@ from cloud_sim.session import session
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import run_direct
 from edge_runtime.device import CloudOnlyDevice, SteeredDevice
+from edge_runtime.errors import UsageError
 from edge_runtime.sampling import GREEDY
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.steering import PRESETS, Method
 from edge_runtime.text import Text
 from scenarios.datasets import Case, read
-from scenarios.evaluate import Plan, evaluate
+from scenarios.evaluate import Plan, chosen, evaluate
 from scenarios.methods import parse_all
 from scenarios.model_branches import ModelBranches
 from scenarios.pair import Lengths, Pair, along
@@ -180,3 +181,21 @@ def test_a_tempered_rule_shares_the_greedy_answer_of_its_gain(
     [alone] = [a for _, a in write([Job(PRESETS["tempered"], result.cases[0])],
                                    pair_of(cloud, small), 5, "full")]  # fmt: skip
     assert alone.text == result.results["costeer@1"].answers[0].text
+
+
+def test_the_device_chooses_among_its_answers_by_what_it_knows(
+    cloud: Counting, small: Counting, cases: list[Case], tmp_path: Path
+) -> None:
+    plan = Plan(parse_all("light,costeer,names,upload"), Lengths(60, 8), generate=6)
+    result = evaluate(cases, pair_of(cloud, small), plan, Store(tmp_path))
+    steered = [result.results[name].answers for name in ("light", "costeer", "names")]
+    best = chosen(result, 0.0).answers
+    for of_case, one in zip(zip(*steered, strict=True), best, strict=True):
+        assert one in of_case
+        guesses = [(a.guessed_logp or 0.0) / a.tokens for a in of_case]
+        assert (one.guessed_logp or 0.0) / one.tokens == max(guesses)
+    talkative = chosen(result, 100.0).answers
+    assert sum(a.note_facts for a in talkative) >= sum(a.note_facts for a in best)
+    result.results = {"light": result.results["light"]}
+    with pytest.raises(UsageError, match="nothing to choose"):
+        chosen(result, 0.0)
