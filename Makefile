@@ -6,13 +6,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help venv demo test lint bench arm-check reference constraints clean
+.PHONY: help venv demo test lint bench schedules-table arm-check reference constraints clean
 
 help:
 	@echo "make demo         a private note steers a cloud model's answer, on real weights"
 	@echo "make test         the test suite"
 	@echo "make lint         format, lint, types, and who may import whom"
 	@echo "make bench        speed on this machine (docs/performance.md)"
+	@echo "make schedules-table RECORDINGS=DIR   docs/schedules.csv anew from recorded answers"
 	@echo "make arm-check BUNDLE=DIR   the same tokens on emulated arm64 (needs qemu-user, debootstrap)"
 	@echo "make reference    docs/cli.md anew from the code"
 	@echo "make constraints  resolve every dependency anew into constraints.txt"
@@ -41,6 +42,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+schedules-table: $(STAMP)
+	$(BIN)/python -m benchmarks.schedules $(RECORDINGS) --csv docs/schedules.csv
 
 arm-check: $(STAMP)
 	PYTHON=$(BIN)/python benchmarks/arm_check.sh $(BUNDLE)
