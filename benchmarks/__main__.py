@@ -8,10 +8,8 @@ machines.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,17 +19,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import peers
+from benchmarks.speed_page import GOALS, NAMES, PAST, machine, page, versions
 from benchmarks.worker import tokens
 
 ROOT = Path(__file__).parent.parent
-PAST = 256
-NAMES = {
-    "ours": "costeer-edge cpu-int8",
-    "llama": "llama.cpp Q8_0",
-    "llama-no-amx": "llama.cpp Q8_0, without AMX",
-    "genai": "onnxruntime-genai 8-bit b32",
-    "authors": "the paper's form (torch fp32, 20 rounds)",
-}
 DOES = {"ours": ("one", "both", "candidates", "two")}
 
 
@@ -149,11 +140,28 @@ def ratios(ms: dict[str, dict[str, float]], floor_ms: float) -> dict[str, float]
         "candidates / memory floor": ours["candidates"] / floor_ms,
         "second branch over one row": ours["both"] / ours["one"] - 1,
     }
+    # Where the processor has no AMX, llama.cpp's AMX build is the one without.
+    amx = "amx_int8" in machine()
     for name in NAMES:
         if name in ms and name != "ours":
+            plain = "llama-no-amx" if name == "llama" and not amx else name
             found[f"candidates / {name} two rows"] = ours["candidates"] / ms[name]["two"]
-            found[f"prefill 512 / {name}"] = ours["prefill"] / ms[name]["prefill"]
+            found[f"prefill 512 / {plain}"] = ours["prefill"] / ms[name]["prefill"]
     return found
+
+
+def device(bundle: Path) -> dict[str, float]:
+    """Memory and the time outside onnxruntime, by `costeer profile` with 1,024 tokens of context,
+    and the memory of a process that does what `costeer generate` does."""
+    from benchmarks.generate_memory import peak_over_bundle
+    from edge_runtime.profile import measure
+
+    report = measure(bundle, rounds=15, prefill_lengths=(32,))
+    return {
+        "peak RSS / bundle": peak_over_bundle(bundle),
+        "growth over 500 tokens, MB": report["grown_mb_after_500_tokens"],
+        "outside onnxruntime, ms": report["outside_ms"],
+    }
 
 
 def floor(bundle: Path) -> tuple[float, float]:
@@ -192,68 +200,6 @@ def snapshot(bundle: Path) -> dict[str, float]:
     return found
 
 
-def page(report: dict[str, Any]) -> str:
-    """docs/benchmarks.md."""
-    ms = report["ms"]
-    lines = [
-        "# Benchmarks",
-        "",
-        f"SmolLM2-135M-Instruct, one thread, {PAST} tokens in the cache; medians of interleaved",
-        "rounds in ms. Written by `make bench`: absolute times belong to this machine and this",
-        "hour, ratios within one run travel.",
-        "",
-        "| runtime | one row | two rows | two rows, 64 candidates | prefill 512 |",
-        "|---|---|---|---|---|",
-    ]
-    for name, title in NAMES.items():
-        if name in ms:
-            cells = (f"{ms[name].get(do, float('nan')):.1f}".replace("nan", "-")
-                     for do in ("one", "two", "candidates", "prefill"))  # fmt: skip
-            lines.append(f"| {title} | {' | '.join(cells)} |")
-        elif name in report["skipped"]:
-            lines.append(f"| {title} | not run: {report['skipped'][name]} | | | |")
-    lines += ["", "One row of ours is without a head; the second branch is compared likewise.", ""]
-    lines += ["| ratio | value |", "|---|---|"]
-    lines += [f"| {name} | {value:.2f} |" for name, value in report["ratios"].items()]
-    kept = report["snapshot"]
-    lines += [
-        f"| second query over a kept 1,000-token note: times sooner | {kept['times_sooner']:.1f} |",
-        "",
-        f"Memory floor {report['floor_ms']:.1f} ms at {report['bandwidth_gbps']:.1f} GB/s."
-        f" Prefill of the note anew {kept['anew_ms']:.0f} ms, from the encrypted snapshot"
-        f" {kept['kept_ms']:.0f} ms.",
-        "",
-        f"Machine: {report['machine']}. Versions: "
-        + ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-        + ".",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def machine() -> str:
-    """Processor and what it offers."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return f"{platform.machine()}, {os.cpu_count()} cores"
-    model = text.split("model name")[1].split(":")[1].splitlines()[0].strip()
-    has = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if f" {flag}" in text]
-    return f"{model}, {os.cpu_count()} cores, {' '.join(has) or 'no wide vectors'}"
-
-
-def versions() -> dict[str, str]:
-    """Of what took part."""
-    names = ("onnxruntime", "onnxruntime-genai", "torch", "transformers", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {**found, "node-llama-cpp": peers.NODE_LLAMA_CPP}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=6)
@@ -266,10 +212,15 @@ def main() -> None:
     for worker in workers.values():
         worker.close()
     floor_ms, bandwidth = floor(peers.bundle())
+    kept = snapshot(peers.bundle())
+    figures = ratios(ms, floor_ms)
+    figures["second query over a kept note / anew"] = kept["kept_ms"] / kept["anew_ms"]
+    figures |= device(peers.bundle())
     report = {
         "ms": ms,
-        "ratios": ratios(ms, floor_ms),
-        "snapshot": snapshot(peers.bundle()),
+        "ratios": figures,
+        "goals": GOALS,
+        "snapshot": kept,
         "floor_ms": floor_ms,
         "bandwidth_gbps": bandwidth,
         "skipped": skipped,

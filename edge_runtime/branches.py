@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from edge_runtime.bundle import WEIGHTS
 from edge_runtime.decoder import ROWS, Decoder, chunks
-from edge_runtime.engine import Binding, check_threads, open_session, raise_if_out_of_memory
+from edge_runtime.engine import check_threads, raise_if_out_of_memory
 from edge_runtime.errors import BundleError, UsageError
 from edge_runtime.growing import GrowingDecoder, grows
+from edge_runtime.head import Head
 from edge_runtime.memory import MappedPages, give_back_code, give_back_heap, keep_heap_warm
 from edge_runtime.policy import Scores
 from edge_runtime.steering import AGNOSTIC, AWARE
@@ -80,7 +81,7 @@ class TwoBranches:
         self._together = bundle.manifest.branches == "together"
         kind = GrowingDecoder if grows(bundle) else Decoder
         self._decoder: Decoder | GrowingDecoder = kind(bundle, max_length, threads)
-        self._heads: dict[str, Binding] = {}
+        self._heads: dict[str, Head] = {}
         self._heads_run = 0
         self._pages = MappedPages(bundle.path / WEIGHTS)
         self.notes: Shelf | None = None
@@ -199,12 +200,8 @@ class TwoBranches:
         at = self._length if position is None else position
         if not 0 <= at <= self._length:
             raise UsageError("head", "no such position", got=at, allowed=f"0 to {self._length}")
-        if ids is None:
-            binding = self._head("head")
-            out = np.empty((2, self.vocabulary_size), np.float32)
-        else:
-            binding = self._head("candidates")
-            ids = np.ascontiguousarray(ids, np.int64)
+        if ids is not None:
+            ids = np.asarray(ids, np.int64)
             if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary_size:
                 raise UsageError(
                     "candidates",
@@ -212,11 +209,7 @@ class TwoBranches:
                     got=f"{len(ids)} ids" + (f" up to {ids.max()}" if len(ids) else ""),
                     allowed=f"0 to {self.vocabulary_size - 1}",
                 )
-            binding.input("candidate_ids", ids)
-            out = np.empty((2, len(ids)), np.float32)
-        binding.input("hidden", self._hidden[at])
-        binding.output("logits", out)
-        binding.run()
+        out = self._head("head" if ids is None else "candidates").scores(self._hidden[at], ids)
         self._heads_run += 1
         if self._heads_run % PAGES_EVERY == 0:
             self._pages.give_back()
@@ -227,10 +220,10 @@ class TwoBranches:
         scores = self.logits(ids)
         return scores[AWARE] - scores[AGNOSTIC]
 
-    def _head(self, which: str) -> Binding:
+    def _head(self, which: str) -> Head:
         if which not in self._heads:
             path = self.bundle.head if which == "head" else self.bundle.candidates
-            self._heads[which] = Binding(open_session(path, threads=self.threads))
+            self._heads[which] = Head(path, self.threads, self._hidden_size, self.vocabulary_size)
             self._pages.find()
         return self._heads[which]
 

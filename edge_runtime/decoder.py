@@ -73,6 +73,8 @@ class Decoder:
                 self._one[row].input(f"past_key_values.{name}", buffer, row_shape, row * row_bytes)
                 self._one[row].output(f"present.{name}", buffer, row_shape, row * row_bytes)
         self._both.input("input_ids", self._pair)
+        self._pair_hidden = np.zeros((2, self._size), np.float32)
+        self._both.output("hidden", self._pair_hidden, (2, 1, self._size))
 
     def one(self, row: int, ids: Sequence[int], past: int) -> Hidden:
         """At most `CHUNK` tokens of one row, after its first `past`.
@@ -94,8 +96,8 @@ class Decoder:
         self._write_mask(aware, agnostic)
         self._pair[:] = token
         self._both.input("attention_mask", self._mask, (2, max(aware, agnostic)))
-        self._both.output("hidden", hidden, (2, 1, self._size))
         self._both.run()
+        np.copyto(hidden, self._pair_hidden)
 
     def _write_mask(self, aware: int, agnostic: int) -> None:
         """Ones up to each row's length in a [2, longer] view of the flat mask.

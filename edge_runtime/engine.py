@@ -112,7 +112,7 @@ class Binding:
             0,
             _ELEMENT_TYPES[array.dtype],
             array.shape if shape is None else shape,
-            array.ctypes.data + offset,
+            array.__array_interface__["data"][0] + offset,
         )
 
     def output(
@@ -125,7 +125,7 @@ class Binding:
             0,
             _ELEMENT_TYPES[array.dtype],
             array.shape if shape is None else shape,
-            array.ctypes.data + offset,
+            array.__array_interface__["data"][0] + offset,
         )
 
     def run(self) -> None:
