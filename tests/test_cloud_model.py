@@ -158,3 +158,8 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFailure, match="it cannot be loaded") as failed:
         load(str(tmp_path))
     assert "\n" not in str(failed.value)
+
+
+def test_a_model_with_another_attention_is_not_taken(tiny_model_dir: Path) -> None:
+    with pytest.raises(ValueError, match="'sdpa', needs 'costeer_ragged'"):
+        TransformersModel(load(str(tiny_model_dir)))

@@ -26,6 +26,11 @@ class TransformersModel:
     """
 
     def __init__(self, loaded: Loaded, pass_tokens: int = PASS_TOKENS) -> None:
+        """`loaded` with `ragged.ATTENTION`: any other would see no token before the pass's own,
+        without a word, so it is a ValueError."""
+        attention = loaded.model.config._attn_implementation
+        if attention != ATTENTION:
+            raise ValueError(f"loaded with attention {attention!r}, needs {ATTENTION!r}")
         self._loaded = loaded
         self._model = loaded.model
         self._device = next(loaded.model.parameters()).device
