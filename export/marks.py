@@ -4,7 +4,9 @@ The goals of the default target were set before any of it was built. A target th
 precision for speed or size declares its `tolerance`: how many times the default's error in a logit
 its users accept. KL grows as the square of a small error in the logits, and the share of best
 tokens that change as the error itself, so a tolerance of t allows t² times the KL and t times the
-share. Tolerances are powers of two, a bit of precision each, and nothing is fitted to a result.
+share. Tolerances are powers of two, a bit of precision each. A target's is the smallest that it
+passed when it was first measured, so it is a class of precision and a guard against getting worse;
+only the goals themselves were set without knowing the result.
 """
 
 from __future__ import annotations
