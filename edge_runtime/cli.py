@@ -43,8 +43,8 @@ def generate(
         list[float] | None, typer.Option(help="Of each note, in their order; 1 if not given.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="costeer, light, blend, cloud-only, device-only, upload, ...")
-    ] = "light",
+        str, typer.Option(help="names, light, costeer, blend, cloud-only, device-only, ...")
+    ] = "names",
     gain: Annotated[float | None, typer.Option(help="Instead of the method's own.")] = None,
     codec: Annotated[str, typer.Option(help="Candidates sent: topk:K or full.")] = "topk:64",
     max_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,

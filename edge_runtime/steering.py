@@ -162,7 +162,7 @@ PRESETS: Mapping[str, Method] = MappingProxyType(
         )
     }
 )
-"""`costeer`, `light`: the paper with T = 20 and T = 1. `tempered`: our default, fitted in
+"""`costeer`, `light`: the paper with T = 20 and T = 1. `names`: our default, measured in
 docs/quality.md. `context-steering` (CoS, arXiv 2405.01768)
 and `linear-alignment` (arXiv 2401.11458): the small model steers itself. `proxy` (proxy tuning,
 arXiv 2401.08565): the aware row is a tuned small model, the agnostic row the untuned one."""

@@ -29,7 +29,7 @@ from scenarios.predictions import Store
 JUDGE_KEY = "COSTEER_JUDGE_KEY"
 """Environment variable: the bearer token of the judge's server, if it wants one."""
 
-DEFAULT_METHODS = "cloud-only,light,costeer,tempered,blend,upload"
+DEFAULT_METHODS = "cloud-only,light,costeer,names,tempered,blend,upload"
 
 
 def evaluate(

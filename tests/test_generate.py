@@ -78,7 +78,7 @@ def test_generate_prints_an_answer_and_one_json_object(
     row = json.loads(done.stdout.splitlines()[-1])
     assert len(row["tokens"]) == 12
     assert row["text"] == Text.open(tiny_bundle).decode(row["tokens"])
-    assert (row["method"], row["schedule"], row["codec"]) == ("light", "lockstep", "topk:64")
+    assert (row["method"], row["schedule"], row["codec"]) == ("names", "lockstep", "topk:64")
     assert row["gain"] == pytest.approx(0.4762, abs=1e-4)
     parts = dict(row["ms_per_token"])
     assert parts.pop("total") == pytest.approx(sum(parts.values()))
@@ -129,7 +129,7 @@ def test_a_method_without_a_cloud_needs_none(tiny_bundle: Bundle, note: Path) ->
     [
         (["--cloud", "ws://127.0.0.1:1"], 3, "cloud: no server at ws://127.0.0.1:1: "),
         (["--cloud", "ftp://x"], 2, "cloud: this is no address of a server (got ftp://x; "),
-        ([], 2, "generate: the method light asks a cloud. Name one with --cloud."),
+        ([], 2, "generate: the method names asks a cloud. Name one with --cloud."),
         (["--method", "lite"], 2, "method: no such method (got lite). Did you mean light?"),
         (["--codec", "topk:0"], 2, "codec: no such candidate codec (got topk:0; "),
         (["--schedule", "lock"], 2, "schedule: no such schedule (got lock; "),
@@ -176,7 +176,7 @@ def test_steering_needs_a_note(
     arguments = ["generate", str(tiny_bundle.path), QUERY]
     assert costeer.run([*arguments, "--cloud", "ws://127.0.0.1:1"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("generate: the method light needs a private note. ")
+    assert said.startswith("generate: the method names needs a private note. ")
     (tmp_path / "raw").write_bytes(b"\xff\xfe\xfd")
     assert costeer.run([*arguments, "--context", str(tmp_path / "raw")]) == 2
     assert "the file is no UTF-8 text" in capsys.readouterr().err
