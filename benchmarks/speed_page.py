@@ -58,7 +58,7 @@ def page(report: dict[str, Any]) -> str:
     for name, value in report["ratios"].items():
         goal = GOALS.get(name)
         verdict = "" if goal is None else "met" if value <= goal else "missed"
-        lines.append(f"| {name} | {value:.2f} | {'' if goal is None else goal} | {verdict} |")
+        lines.append(f"| {name} | {value:.3f} | {'' if goal is None else goal} | {verdict} |")
     kept = report["snapshot"]
     lines += [
         "",
