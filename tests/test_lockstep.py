@@ -202,6 +202,8 @@ downs = st.one_of(
 def test_every_frame_comes_back_from_its_bytes(up: wire.Up, down: wire.Down, pad_to: int) -> None:
     assert wire.decode_up(wire.encode(up, pad_to)) == up
     assert wire.decode_down(wire.encode(down, pad_to)) == down
+    for frame in (up, down):
+        assert wire.size(frame, pad_to) == len(wire.encode(frame, pad_to))
     if pad_to > 1:
         assert len(wire.encode(up, pad_to)) % pad_to == 0
 
