@@ -136,24 +136,23 @@ def _weak(point: Any) -> bool:
 
 
 def _names(figure: Figure, axes: Any) -> None:
-    """Each arm's name at its mark, where there is room and no legend says it."""
+    """Each arm's name at its mark; where there are too many, along the last front alone."""
     shown = [p for series in figure.series if not series.joined for p in series.points]
-    if (
-        figure.x_names
-        or len(shown) > MOST_LABELS
-        or any(s.joined and s.named for s in figure.series)
-    ):
+    fronts = [series for series in figure.series if series.joined and not series.named]
+    if figure.x_names or any(s.joined and s.named for s in figure.series):
         return
     if len({p.label for p in shown}) < 2 or all(
-        len(s.points) == 1 and s.points[0].label == s.name for s in figure.series
+        s.name == p.label for s in figure.series for p in s.points
     ):
         return
+    if len(shown) > MOST_LABELS:
+        shown = list(fronts[-1].points) if fronts else []
     for order, point in enumerate(sorted(shown, key=lambda p: (p.x, p.y))):
         up = order % 2 == 0
         axes.annotate(
             point.label,
             (point.x, point.y),
-            (5, 4 if up else -9),
+            (6, 4 if up else -9),
             textcoords="offset points",
             fontsize=6.5,
         )

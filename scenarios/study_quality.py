@@ -45,22 +45,31 @@ def quality(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
 
 
 def answers_told(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
-    """The other yardstick: the answer's likelihood with the note against the facts it tells."""
+    """The other yardstick: how likely an informed cloud finds the answer, and what of it is
+    personal."""
     if "upload_logp" not in rows:
         return None
     axes = others(varied, "network", "rtt_ms", "device", "cloud", "schedule", "placement")
     points = []
     for name, part in arms(_once(rows, axes), axes):
-        logp = ratio(part["upload_logp"].to_numpy(), part["answer_tokens"].to_numpy())
-        told = ratio(part["facts"].to_numpy(), part["of_facts"].to_numpy())
-        points.append(Point(told.value, logp.value, name, logp.low, logp.high, told.low, told.high))
+        tokens = part["answer_tokens"].to_numpy()
+        logp = ratio(part["upload_logp"].to_numpy(), tokens)
+        shows = ratio((part["upload_logp"] - part["cloud_logp"]).to_numpy(), tokens)
+        told = f"{int(part['facts'].sum())} of {int(part['of_facts'].sum())} facts"
+        points.append(
+            Point(
+                *(shows.value, logp.value, f"{name}: {told}", logp.low, logp.high),
+                *(shows.low, shows.high),
+            )
+        )
     return Figure(
         "answers-told",
-        "The answers themselves: facts told, and how likely an informed cloud finds them",
-        "share of the reference's private facts that the answer tells",
-        "log-likelihood per token under the cloud with the note, nats",
+        "The answers themselves: how much is personal, and how likely it is",
+        "personal evidence: log-likelihood with the note less that without, nats per token",
+        "log-likelihood with the note, nats per token",
         tuple(Series(point.label, (point,)) for point in points),
-        note="Greedy answers; 90 % intervals over cases. Upper right is better.",
+        note="Greedy answers, judged by the cloud model with and without the note; 90 % intervals "
+        "over cases. Upper right is better.",
     )
 
 
