@@ -42,14 +42,9 @@ def others(varied: Sequence[str], *but: str) -> list[str]:
     return [name for name in varied if name not in (*SAMPLES, *but)]
 
 
-def by_sample(
-    rows: pd.DataFrame, part: pd.DataFrame, also: Sequence[str] = ()
-) -> pd.DataFrame | None:
-    """`part` with a row for each sample of `rows`, in one order; None when some are missing.
-
-    `also`: further axes over which the figure is an average.
-    """
-    keys = [name for name in (*SAMPLES, *also) if name in rows]
+def by_sample(rows: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame | None:
+    """`part` with a row for each sample of `rows`, in one order; None when some are missing."""
+    keys = [name for name in SAMPLES if name in rows]
     wanted = rows[keys].drop_duplicates().sort_values(keys)
     found = part.sort_values(keys)
     if len(found) != len(wanted) or not (found[keys].to_numpy() == wanted.to_numpy()).all():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scenarios.figures import Figure, Point, Series
 from scenarios.metrics import mean, quotient
-from scenarios.study_arms import arms, by_sample, column, estimated, others, shown
+from scenarios.study_arms import SAMPLES, arms, column, estimated, others, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,6 @@ def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         return None
     speed = "device_step_ms"
     rows = rows.sort_values(speed, kind="stable") if speed in rows else rows
-    averaged = [column(name) for name in others(varied, "schedule", "device", across)]
     cells = []
     for (down, right), here in rows.groupby(["device_profile", column(across)], sort=False):
         parts = {str(name): part for name, part in here.groupby("schedule", sort=False)}
@@ -97,7 +96,7 @@ def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         # The next best says whether the choice matters, the slowest what is at stake.
         slower = dict.fromkeys((order[min(1, len(order) - 1)], order[-1]))
         lines += [
-            f"{_faster(here, parts[name], parts[order[0]], averaged)} {name}" for name in slower
+            f"{_faster(parts[name], parts[order[0]])} {name}" for name in slower
         ]
         if spent[order[-1]] <= 1.01 * spent[order[0]]:
             lines = ["all the same", "within 1 %"]
@@ -120,16 +119,18 @@ def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
     )
 
 
-def _faster(
-    here: pd.DataFrame, slow: pd.DataFrame, fast: pd.DataFrame, averaged: Sequence[str]
-) -> str:
-    """How many times, with its interval where both ran the same samples."""
+def _faster(slow: pd.DataFrame, fast: pd.DataFrame) -> str:
+    """How many times, with its interval where both ran the same samples.
+
+    Whatever else varies (a gain, a codec) is no sample: it is averaged first.
+    """
     times = float(slow["token_ms"].mean() / fast["token_ms"].mean())
-    one, two = (by_sample(here, part, averaged) for part in (slow, fast))
-    if one is None or two is None or len(one) < 2:
+    keys = [name for name in SAMPLES if name in slow]
+    one, two = (part.groupby(keys)["token_ms"].mean().sort_index() for part in (slow, fast))
+    if len(one) < 2 or not one.index.equals(two.index):
         return f"{times:.2f}×"
     ones = [1.0] * len(one)
-    sure = quotient((one["token_ms"].to_numpy(), ones), (two["token_ms"].to_numpy(), ones))
+    sure = quotient((one.to_numpy(), ones), (two.to_numpy(), ones))
     return f"{times:.2f}× [{sure.low:.2f}, {sure.high:.2f}]"
 
 
