@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -53,22 +52,14 @@ def timed(engine: Any, jobs: int, recorded: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shutil.copytree(recorded, folder / "tapes")
-        before = _spent_s()
         began = time.perf_counter()
         path = sweep(study(NETWORKS, ROUND_TRIPS), folder, jobs=jobs, engine=engine)
         return {
             "engine": engine,
             "jobs": jobs,
             "seconds": round(time.perf_counter() - began, 2),
-            "processor_s": round(_spent_s() - before, 2),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
-
-
-def _spent_s() -> float:
-    """Of this process and of its children that have ended."""
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(sum(resource.getrusage(kind)[:2]) for kind in kinds)
 
 
 def main() -> int:

@@ -95,9 +95,7 @@ def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         lines = [order[0]]
         # The next best says whether the choice matters, the slowest what is at stake.
         slower = dict.fromkeys((order[min(1, len(order) - 1)], order[-1]))
-        lines += [
-            f"{_faster(parts[name], parts[order[0]])} {name}" for name in slower
-        ]
+        lines += [f"{_faster(parts[name], parts[order[0]])} {name}" for name in slower]
         if spent[order[-1]] <= 1.01 * spent[order[0]]:
             lines = ["all the same", "within 1 %"]
         gained = spent[order[-1]] / spent[order[0]]
