@@ -6,7 +6,7 @@ Real: driver, WebSocket, shaper, server and session on loopback; both models are
 (`benchmarks.record_answers`), and where one would compute, the real side sleeps for what the cost
 model charges: a published phone and a published cloud. Simulated: the same generators in SimPy.
 What threads, event loops and sockets take is measured where no link is and charged: per token on
-the device, per pass in the cloud, per frame waited for, per connection.
+the device, per pass and row in the cloud, per frame waited for, per connection.
 Frames that run-ahead sends in vain depend on who is first by a millisecond, so bytes may differ
 there; tokens may not. Run it on a machine that does nothing else.
 """
@@ -100,35 +100,45 @@ class Costs:
     host: Host = NO_HOST
 
     def with_host(
-        self, token_ms: float, pass_ms: float, wait_ms: float, connect_ms: float
+        self, token_ms: float, pass_ms: float, row_ms: float, wait_ms: float, connect_ms: float
     ) -> Costs:
-        """What the host takes for each token, each pass, each frame waited for, each connection."""
+        """And what the host takes for a token, a pass, each further row of it (a frame to make,
+        send and read), a frame waited for, a connection."""
+        line = self.cloud
         return Costs(
             replace(self.device, steer_ms=self.device.steer_ms + token_ms),
-            replace(self.cloud, step_ms=self.cloud.step_ms + pass_ms),
+            replace(line, step_ms=line.step_ms + pass_ms, ms_per_row=line.ms_per_row + row_ms),
             Host(wait_ms, connect_ms),
         )
 
 
 async def real(
-    make: Callable[..., Schedule], recording: Recording, line: MakeLinks, costs: Costs
+    make: Callable[..., Schedule],
+    recording: Recording,
+    line: MakeLinks,
+    costs: Costs,
+    gain: float | None = None,
 ) -> Transcript:
-    """One answer over sockets."""
+    """One answer over sockets; with `gain` 0 the device agrees with the cloud throughout."""
     with running(PacedCloud(recording, costs.cloud)) as server:
         async with shaped(line, TRANSPORT, (server.host, server.port)) as (_, (name, port)):
-            schedule = make(RecordedDevice(recording), recording.request())
+            schedule = make(RecordedDevice(recording, gain), recording.request())
             return await answer(paced(schedule, costs.device), f"ws://{name}:{port}")
 
 
 def simulated(
-    make: Callable[..., Schedule], recording: Recording, line: MakeLinks, costs: Costs
+    make: Callable[..., Schedule],
+    recording: Recording,
+    line: MakeLinks,
+    costs: Costs,
+    gain: float | None = None,
 ) -> Transcript:
     """The same answer in virtual time."""
     clock = Clock()
     uplink, downlink = line(0)
     exchange = Exchange(
         clock,
-        make(RecordedDevice(recording), recording.request()),
+        make(RecordedDevice(recording, gain), recording.request()),
         recording.session(),
         uplink=uplink,
         downlink=downlink,
@@ -149,21 +159,23 @@ def charged(costs: Costs, recording: Recording) -> Costs:
     quick_cloud, quick_device = CloudCosts(step_ms=2.0), DeviceCosts(step_ms=0.0)
 
     def extra(make: Callable[..., Schedule], costs: Costs) -> tuple[float, float]:
-        took = asyncio.run(real(make, recording, no_link, costs))
-        ideal = simulated(make, recording, no_link, costs)
+        took = asyncio.run(real(make, recording, no_link, costs, gain=0.0))
+        ideal = simulated(make, recording, no_link, costs, gain=0.0)
         token_ms = float(np.median(took.token_ms) - np.median(ideal.token_ms))
         return max(0.0, token_ms), max(0.0, took.ttft_ms - ideal.ttft_ms)
 
     ahead = partial(runahead, window=16)
     token_ms, _ = extra(ahead, Costs(costs.device, quick_cloud))
     pass_ms, _ = extra(ahead, Costs(quick_device, costs.cloud))
+    broad_ms, _ = extra(partial(ahead, branches=8), Costs(quick_device, costs.cloud))
+    row_ms = max(0.0, broad_ms - pass_ms) / 7
     wait_ms, connect_ms = extra(lockstep, costs)
     wait_ms = max(0.0, wait_ms - token_ms - pass_ms)
     print(
-        f"host, ms: {token_ms:.2f} a token, {pass_ms:.2f} a pass, "
+        f"host, ms: {token_ms:.2f} a token, {pass_ms:.2f} a pass, {row_ms:.2f} a row, "
         f"{wait_ms:.2f} a frame waited for, {connect_ms:.1f} to connect\n"
     )
-    return costs.with_host(token_ms, pass_ms, wait_ms, connect_ms)
+    return costs.with_host(token_ms, pass_ms, row_ms, wait_ms, connect_ms)
 
 
 def figures(transcripts: list[Transcript]) -> tuple[float, float, float]:
