@@ -206,7 +206,8 @@ def test_the_clocks_short_cut_changes_nothing(
     with patch.object(Clock, "skip", lambda clock, ms: False):
         long = answer()
     assert [(r.at_ms, r.parts) for r in short.records] == [(r.at_ms, r.parts) for r in long.records]
-    assert short.row() == long.row()
+    # As text: an answer of one token has no time per token, and NaN equals nothing.
+    assert repr(short.row()) == repr(long.row())
 
 
 @pytest.mark.parametrize("name", ["us-mobile", "5g", "textbook-4g", "3g-slow"])
