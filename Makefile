@@ -12,7 +12,7 @@ help:
 	@echo "make demo         a private note steers a cloud model's answer, on real weights"
 	@echo "make test         the test suite"
 	@echo "make lint         format, lint, types, and who may import whom"
-	@echo "make bench        speed on this machine (docs/performance.md)"
+	@echo "make bench        speed on this machine (docs/benchmarks.md)"
 	@echo "make schedules-table RECORDINGS=DIR   docs/schedules.csv anew from recorded answers"
 	@echo "make arm-check BUNDLE=DIR   the same tokens on emulated arm64 (needs qemu-user, debootstrap)"
 	@echo "make reference    docs/cli.md anew from the code"
