@@ -82,6 +82,21 @@ async def test_the_same_bytes_as_in_memory_and_parts_that_add_up(server: Server)
     assert sum(record.parts.host for record in live.records) > 0
 
 
+async def test_a_frame_does_not_wait_for_the_acknowledgement_of_the_one_before() -> None:
+    """Nagle's algorithm is off on every connection that the server accepts."""
+    off: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def accepted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ours = writer.get_extra_info("socket")
+        off.set_result(ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async with await asyncio.start_server(accepted, sock=bound("127.0.0.1", 0)) as listening:
+        _, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        assert await asyncio.wait_for(off, 10)
+        writer.close()
+
+
 async def test_a_padded_uplink_has_one_size(server: Server) -> None:
     asked = request()
     plain = await answer(lockstep(FakeDevice(64, end_ids=[]), asked), server.url)
