@@ -92,7 +92,7 @@ async def test_64_sessions_of_100_tokens_each_equal_their_solo_run_and_leave_no_
         pytest.skip("resident memory is read from Linux's /proc")
     # That was the warm-up. The caches alone of a load like the next ones are 8 MB: what leaks grows
     # by that each time, what an allocator keeps for next time does not.
-    growth = []
+    growth: list[float] = []
     while len(growth) < 4 and min(growth, default=5.0) >= 5:
         before = settled_mb()
         tokens = await all_at_once(model, 30)
