@@ -39,7 +39,7 @@ class CandidateSet:
     @property
     def best(self) -> int:
         """The most probable token; of equals the one with the lowest id."""
-        return int(self.ids[self.logprobs.argmax()])
+        return int(self.ids[int(np.argmax(self.logprobs))])
 
 
 class Codec(Protocol):

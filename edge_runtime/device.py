@@ -72,17 +72,16 @@ def choose(
         token = sampler.token(steered.ids, chosen, position)
     margin = float("inf")
     if len(chosen) > 1:
-        last = chosen.copy()
-        last.partition(len(last) - 2)
-        margin = float(last[-1] - last[-2])
+        second, best = np.partition(chosen, len(chosen) - 2)[-2:]
+        margin = float(best - second)
     if sampler.temperature not in (0, 1):
         base, chosen = (log_softmax(x / x.dtype.type(sampler.temperature)) for x in (base, chosen))
-    at = int(steered.ids.searchsorted(token))
+    at = int(np.searchsorted(steered.ids, token))
     known = at < len(steered.ids) and steered.ids[at] == token
     cloud = rule.asks_cloud
     return Decision(
         token=token,
-        base_token=candidates.best if cloud else int(steered.ids[base.argmax()]),
+        base_token=candidates.best if cloud else int(steered.ids[int(np.argmax(base))]),
         policy_logprob=float(chosen[at]) if known else -np.inf,
         base_logprob=float(base[at]) if known else -np.inf,
         margin=margin,

@@ -184,9 +184,8 @@ def method(name: str, gain: float | None = None) -> Method:
 
 def log_softmax(scores: Floats) -> Floats:
     """Natural log-probabilities along the last axis; the input's precision is kept."""
-    # The bare reductions: a phone steers between two passes of its model, with caches gone cold.
-    shifted = scores - np.maximum.reduce(scores, axis=-1, keepdims=True)
-    return shifted - np.log(np.add.reduce(np.exp(shifted), axis=-1, keepdims=True))
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def steer(base: Floats, delta: Floats, gain: float, temper: float = 1.0) -> Floats:
