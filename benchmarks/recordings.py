@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cloud_sim.model import ScoreRequest
 from cloud_sim.session import Limits, session
 from cloud_sim.sim.costs import DeviceCosts
-from edge_runtime.candidates import CandidateSet, codec
+from edge_runtime.candidates import CandidateSet, TopK, codec
 from edge_runtime.policy import Decision, Scores, Use
 from edge_runtime.schedules.actions import Kind, Load, Session
 from edge_runtime.schedules.exchange import Request
@@ -59,16 +59,12 @@ class Recording:
         self.own_best = arrays["own_ids"][
             np.arange(len(self.tokens)), arrays["own_logprobs"].argmax(1)
         ].tolist()
-        best = arrays["ids"].shape[1]
-        self.codec = Remembered(f"topk:{best}")
-        self.payloads = []
-        for ids, logprobs in zip(arrays["ids"], arrays["logprobs"], strict=True):
-            left_out = max(0.0, 1.0 - float(np.exp(logprobs.astype(np.float64)).sum()))
-            self.payloads.append(
-                ids.astype("<u4").tobytes()
-                + logprobs.astype("<f2").tobytes()
-                + np.float32(left_out).tobytes()
-            )
+        best = TopK(arrays["ids"].shape[1])
+        self.codec = Remembered(best.name)
+        self.payloads = [
+            best.pack(ids, logprobs)
+            for ids, logprobs in zip(arrays["ids"], arrays["logprobs"], strict=True)
+        ]
 
     @classmethod
     def load(cls, path: Path, end_ids: tuple[int, ...] = (151645, 151643)) -> Recording:
