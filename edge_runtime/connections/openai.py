@@ -35,7 +35,7 @@ from edge_runtime.connections.completions import (
     reason,
 )
 from edge_runtime.connections.http_stream import Endpoint, HttpRefused, Post
-from edge_runtime.connections.realtime import Delivery, drive, now_ms
+from edge_runtime.connections.realtime import Delivery, drive, now_ms, told
 from edge_runtime.connections.websocket import Patience
 from edge_runtime.errors import ConnectionFailed, Refused, UsageError
 from edge_runtime.schedules.actions import Reconnected, Schedule, Timeout
@@ -134,14 +134,7 @@ class CompletionsLine:
         """The next frame; `Timeout` after `deadline_ms`."""
         until = None if deadline_ms is None else now_ms() + deadline_ms
         while not self._events:
-            left = None if until is None else until - now_ms()
-            if left is not None and left <= 0:
-                return Timeout(now_ms())
-            self._news.clear()
-            try:
-                async with asyncio.timeout(None if left is None else left / 1e3):
-                    await self._news.wait()
-            except TimeoutError:
+            if not await told(self._news, until):
                 return Timeout(now_ms())
         event = self._events.popleft()
         if isinstance(event, Exception):

@@ -38,6 +38,20 @@ class Delivery:
     arrived_ms: float
 
 
+async def told(news: asyncio.Event, until_ms: float | None) -> bool:
+    """Wait for `news`; False once the clock of `now_ms` has passed `until_ms` (None: never)."""
+    left_ms = None if until_ms is None else until_ms - now_ms()
+    if left_ms is not None and left_ms <= 0:
+        return False
+    news.clear()
+    try:
+        async with asyncio.timeout(None if left_ms is None else left_ms / 1e3):
+            await news.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
 class Line(Protocol):
     """A connection to a cloud."""
 

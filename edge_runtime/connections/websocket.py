@@ -24,7 +24,7 @@ from websockets.exceptions import (
 )
 
 from edge_runtime import wire
-from edge_runtime.connections.realtime import Delivery, drive, now_ms
+from edge_runtime.connections.realtime import Delivery, drive, now_ms, told
 from edge_runtime.errors import ConnectionFailed, UsageError
 from edge_runtime.schedules.actions import Reconnected, Schedule, Timeout
 from edge_runtime.transcript import TokenRecord, Transcript
@@ -140,14 +140,7 @@ class _Line:
             if self._lost is not None:
                 await self._again(self._lost)
                 return Reconnected(now_ms())
-            left = None if until is None else until - now_ms()
-            if left is not None and left <= 0:
-                return Timeout(now_ms())
-            self._news.clear()
-            try:
-                async with asyncio.timeout(None if left is None else left / 1e3):
-                    await self._news.wait()
-            except TimeoutError:
+            if not await told(self._news, until):
                 return Timeout(now_ms())
 
     async def _listen(self, socket: ClientConnection) -> None:
