@@ -55,7 +55,7 @@ def serve(
 
     It sees the public query and the emitted tokens; the private note never reaches it.
     """
-    from cloud_sim.live.connection import ServerLimits
+    from cloud_sim.live.limits import ServerLimits
     from cloud_sim.live.server import Server, Tls, bound, create_app
     from cloud_sim.session import Limits
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
-from cloud_sim.live.connection import ServerLimits
+from cloud_sim.live.limits import ServerLimits
 from cloud_sim.live.server import Server, bound, running
 from cloud_sim.session import Limits, session
 from edge_runtime import wire

@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import json
 import resource
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -19,8 +23,8 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from cloud_sim.live.connection import ServerLimits
 from cloud_sim.live.engine import Batching, Engine
+from cloud_sim.live.limits import ServerLimits
 from cloud_sim.live.llm import TransformersModel
 from cloud_sim.live.load import load
 from cloud_sim.live.ragged import ATTENTION
@@ -273,28 +277,38 @@ async def test_nonsense_is_named_while_its_sender_s_work_waits_for_a_pass() -> N
 
 
 async def test_one_who_stops_listening_is_dropped_and_the_others_go_on() -> None:
-    cloud = FakeCloud(4096, seed=1)
-    limits = ServerLimits(send_s=0.3)
-    with running(cloud, limits=limits) as server:
-        reader, writer = await asyncio.open_connection(server.host, server.port, limit=1024)
-        lines = [f"GET / HTTP/1.1\r\nHost: {server.host}", "Upgrade: websocket"]
-        lines += ["Connection: Upgrade", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
-        lines += ["Sec-WebSocket-Version: 13", "", ""]
-        writer.write("\r\n".join(lines).encode())
-        await reader.readuntil(b"\r\n\r\n")
-        opening = Request("q", "", codec("full"), 2000).open("stream", window=64)
-        writer.write(masked(wire.encode(opening)))
-        for position in range(1, 2000):
-            writer.write(masked(wire.encode(wire.Extend(position, position - 1, (5,)))))
-        with contextlib.suppress(ConnectionError):
-            await writer.drain()
-        device = FakeDevice(4096, end_ids=[])
-        got = await answer(lockstep(device, Request("q", "", codec("topk:4"), 20)), server.url)
-        assert len(got.tokens) == 20
-        async with asyncio.timeout(20):
-            while cloud.open_sequences:
-                await asyncio.sleep(0.02)
-        writer.close()
+    """It asks for more than the buffers on the way hold; what it finds when it listens again."""
+    vocabulary = 16_384
+    cloud = FakeCloud(vocabulary, seed=1)
+    with running(cloud, limits=ServerLimits(send_s=0.3)) as server:
+        # Connections take both sizes over as they come to be, and keep them.
+        server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((server.host, server.port))
+        async with connect(server.url, sock=deaf, max_size=None, max_queue=1) as listener:
+            opening = Request("q", "", codec("full"), 2000).open("stream", window=64)
+            await listener.send(wire.encode(opening))
+            listener.transport.pause_reading()
+            device = FakeDevice(vocabulary, end_ids=[])
+            got = await answer(lockstep(device, Request("q", "", codec("topk:4"), 20)), server.url)
+            assert len(got.tokens) == 20
+            async with asyncio.timeout(20):
+                while (health := await asyncio.to_thread(health_of, server))["sessions"]:
+                    await asyncio.sleep(0.02)
+            assert health["dropped"] == {"stalled": 1}
+            assert len(cloud.open_sequences) <= 1, "more than a cache to come back for"
+            listener.transport.resume_reading()
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    await listener.recv()
+            assert (listener.close_code, listener.close_reason) == (1008, "stalled")
+
+
+def health_of(server: Server) -> dict[str, Any]:
+    """What the server says of itself."""
+    with urlopen(f"http://{server.host}:{server.port}/health") as reply:
+        return dict(json.load(reply))
 
 
 async def test_one_who_vanishes_leaves_at_most_a_cache_on_the_shelf() -> None:
@@ -310,10 +324,3 @@ async def test_one_who_vanishes_leaves_at_most_a_cache_on_the_shelf() -> None:
             while len(cloud.open_sequences) > 16:
                 await asyncio.sleep(0.02)
     assert not cloud.open_sequences, "stopping the server clears the shelf"
-
-
-def masked(payload: bytes) -> bytes:
-    """A client's binary WebSocket frame, with a mask of zeros."""
-    size = len(payload)
-    head = bytes([size | 128]) if size < 126 else bytes([254]) + size.to_bytes(2, "big")
-    return b"\x82" + head + bytes(4) + payload

@@ -13,6 +13,7 @@ import asyncio
 import hmac
 import socket
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
@@ -24,8 +25,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from cloud_sim.live.connection import POLICY_VIOLATION, Gone, ServerLimits, close, drive, send
+from cloud_sim.live.connection import close, drive, send
 from cloud_sim.live.engine import Engine
+from cloud_sim.live.inbox import Gone, refusal
+from cloud_sim.live.limits import ServerLimits
 from cloud_sim.model import CloudModel
 from cloud_sim.session import session
 from cloud_sim.session.cache import Shelf
@@ -47,13 +50,12 @@ class Service:
         self._token = token
         self._shelf = Shelf()
         self._connections: set[asyncio.Task[None]] = set()
+        self.sessions = 0
+        """Connections that are being served."""
         self.served = 0
         self.refused = 0
-
-    @property
-    def sessions(self) -> int:
-        """Connections that are being served."""
-        return len(self._connections)
+        self.dropped: Counter[str] = Counter()
+        """Sessions that the server ended, by the refusal's code."""
 
     async def connect(self, socket: WebSocket) -> None:
         """Serve one WebSocket from upgrade to close."""
@@ -61,40 +63,49 @@ class Service:
             await socket.accept()
         except (WebSocketDisconnect, RuntimeError, OSError):
             return
-        refusal = self._unwelcome(socket)
-        if refusal is not None:
+        unwelcome = self._unwelcome(socket)
+        if unwelcome is not None:
             self.refused += 1
             try:
-                await send(socket, refusal, self.limits.send_s)
+                await send(socket, unwelcome, self.limits.send_s)
             except Gone:
                 return
-            await close(socket, POLICY_VIOLATION, refusal.code)
+            await close(socket, unwelcome.code)
             return
-        self.served += 1
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
         try:
-            answer = session(self.model, self.limits.session, shelf=self._shelf)
-            await drive(answer, socket, self.engine, self.limits)
+            await close(socket, await self._serve(socket))
         finally:
             self._connections.discard(task)
+
+    async def _serve(self, socket: WebSocket) -> str:
+        self.served += 1
+        self.sessions += 1
+        reason = "internal"
+        try:
+            answer = session(self.model, self.limits.session, shelf=self._shelf)
+            reason = await drive(answer, socket, self.engine, self.limits)
+        finally:
+            self.sessions -= 1
+            if reason:
+                self.dropped[reason] += 1
+        return reason
 
     def _unwelcome(self, socket: WebSocket) -> wire.Refusal | None:
         if self._token is not None:
             shown = socket.headers.get("authorization", "")
             expected = f"Bearer {self._token}"
             if not hmac.compare_digest(shown.encode(), expected.encode()):
-                return wire.Refusal(
+                return refusal(
                     "unauthorized",
-                    "cloud",
                     "the token is wrong" if shown else "this server wants a token",
                     todo="Name the file that holds the server's token with --token-file",
                 )
         if self.sessions >= self.limits.sessions:
-            return wire.Refusal(
+            return refusal(
                 "busy",
-                "cloud",
                 "the server has as many sessions as it allows",
                 str(self.sessions),
                 f"at most {self.limits.sessions}",
@@ -111,6 +122,7 @@ class Service:
                 "sessions": self.sessions,
                 "served": self.served,
                 "refused": self.refused,
+                "dropped": dict(self.dropped),
                 "waiting": self.engine.waiting,
                 "engine": asdict(self.engine.totals),
             }
@@ -245,6 +257,9 @@ def bound(host: str, port: int) -> socket.socket:
     # after the first waits for an acknowledgement that Linux delays by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # What was sent to a client that never takes it is kept no longer than this.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(2e3 * KEEPALIVE_S))
     try:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
