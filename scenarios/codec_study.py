@@ -57,9 +57,9 @@ class Vectors:
         return -float(self.tables[row, np.arange(len(self.tokens)), list(self.tokens)].sum())
 
 
-def vectors(pair: Pair, case: Case) -> Vectors:
+def vectors(pair: Pair, case: Case, note_tokens: int = 1000) -> Vectors:
     """Both models along the case's reference."""
-    case = pair.cut(case, Lengths())
+    case = pair.cut(case, Lengths(note_tokens))
     tokens = pair.reference(case, Lengths(reference_tokens=POSITIONS))[:POSITIONS]
     found = [along(pair.cloud, message, tokens) for message in (case.query, case.aware)]
     found += both_along(pair.branches, pair.prompts(case), tokens)

@@ -6,6 +6,8 @@ yardstick, any `CloudModel` made to look like them (`scenarios.model_branches`).
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -151,8 +153,15 @@ class Pair:
         )
 
 
+_last: deque[tuple[CloudModel, str, tuple[int, ...], LogTable]] = deque(maxlen=2)
+"""A study asks several small models about one answer in a row: without the note, and with it."""
+
+
 def along(model: CloudModel, message: str, answer: Sequence[int]) -> LogTable:
     """What `model` predicts for each token of `answer` [n, V] after the user's `message`."""
+    for known, *asked, table in _last:
+        if known is model and asked == [message, tuple(answer)]:
+            return table
     prompt = tuple(model.prompt(message))
     sequence = model.open()
     try:
@@ -162,7 +171,10 @@ def along(model: CloudModel, message: str, answer: Sequence[int]) -> LogTable:
             tables += model.score([ScoreRequest(model, sequence, len(prompt), more, every=True)])
     finally:
         model.close(sequence)
-    return np.concatenate(tables)
+    table = np.concatenate(tables)
+    table.flags.writeable = False
+    _last.append((model, message, tuple(answer), table))
+    return table
 
 
 def both_along(branches: Branches, prompts: Prompts, answer: Sequence[int]) -> list[LogTable]:
@@ -185,6 +197,22 @@ def _log_softmax(logits: LogTable) -> LogTable:
     return log_softmax(wide).astype(np.float32)
 
 
+def open_cloud(cloud: str, dtype: str = "bfloat16") -> tuple[CloudModel, Text]:
+    """The cloud's model and its text, for one pair or for several in turn."""
+    from cloud_sim.live.llm import TransformersModel
+    from cloud_sim.live.load import load
+    from cloud_sim.live.ragged import ATTENTION
+
+    whole = load(cloud, dtype=dtype, attention=ATTENTION)
+    return RememberedPrompts(TransformersModel(whole)), whole.text
+
+
+def _threads() -> int:
+    """As many as torch takes: several workers on one machine are told how few by this variable."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return int(told) if told.isdecimal() and int(told) else 2
+
+
 def open_pair(
     device: str,
     cloud: str,
@@ -194,18 +222,19 @@ def open_pair(
     align: Align = "none",
     notes: NotesHow = "together",
     weights: Sequence[float] = (),
+    shared: tuple[CloudModel, Text] | None = None,
 ) -> Pair:
     """The pair that `costeer evaluate` names.
 
     `device`: a bundle's folder, or ``float:MODEL`` for the unquantized model in float32. `cloud`:
-    as `cloud_sim.live.load` takes it. Raises the errors of both.
+    as `cloud_sim.live.load` takes it; `shared`: what `open_cloud` made of it, if it is open.
+    Raises the errors of both.
     """
     from cloud_sim.live.llm import TransformersModel
     from cloud_sim.live.load import load
     from cloud_sim.live.ragged import ATTENTION
 
-    whole = load(cloud, dtype=cloud_dtype, attention=ATTENTION)
-    big = RememberedPrompts(TransformersModel(whole))
+    big, speaks = shared if shared else open_cloud(cloud, cloud_dtype)
     branches: Branches
     another: Callable[[], Branches] | None = None
     if device.startswith("float:"):
@@ -218,7 +247,7 @@ def open_pair(
 
         bundle = open_bundle(Path(device))
         longest = min(max_length, bundle.manifest.architecture.max_context)
-        another = partial(open_branches, bundle, max_length=longest, threads=2)
+        another = partial(open_branches, bundle, max_length=longest, threads=_threads())
         branches, text = another(), Text.open(bundle)
         files, ends = bundle.manifest.files, tuple(bundle.manifest.tokens.end_ids)
         name = "+".join(sorted(file.sha256[:16] for file in files.values()))
@@ -226,5 +255,5 @@ def open_pair(
     # Only what is out of the ordinary is in the keys, so that what is kept stays known.
     identity |= {"align": align} if align != "none" else {}
     identity |= {"notes": f"{notes} {list(weights)}"} if notes != "together" else {}
-    theirs = None if align == "none" else whole.text
+    theirs = None if align == "none" else speaks
     return Pair(big, branches, text, identity, align, theirs, ends, notes, tuple(weights), another)

@@ -103,6 +103,9 @@ class CaseTable(Checked):
     recorded: str = ""
     """A folder of answers that a real pair gave (`scenarios.recordings`): instead of the above."""
     limit: Annotated[int, Field(ge=1)] | None = None
+    note_tokens: Annotated[int, Field(ge=1)] = 1000
+    reference_tokens: Annotated[int, Field(ge=1)] = 150
+    """Longer notes and references are cut, where quality is measured."""
 
 
 class FleetTable(Checked):
@@ -154,6 +157,8 @@ class Cell:
     placement: Placement = "device"
     weights_mb: float | None = None
     recorded: str = ""
+    note_tokens: int = 1000
+    reference_tokens: int = 150
 
     def settings(self) -> dict[str, Any]:
         """All of it as plain values, for a row or a hash."""
@@ -175,6 +180,8 @@ class Scenario:
     top_p: float = 1.0
     weights_mb: float | None = None
     recorded: str = ""
+    note_tokens: int = 1000
+    reference_tokens: int = 150
     varied: tuple[str, ...] = field(default=())
     """Axes with more than one value."""
 
@@ -190,6 +197,8 @@ class Scenario:
                     top_p=self.top_p,
                     weights_mb=self.weights_mb,
                     recorded=self.recorded,
+                    note_tokens=self.note_tokens,
+                    reference_tokens=self.reference_tokens,
                     **dict(zip(self.axes, values, strict=True)),
                 )
 
@@ -257,6 +266,8 @@ def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario
         top_p=table.answer.top_p,
         weights_mb=table.device.weights_mb,
         recorded=case.recorded and str(_beside(folder, case.recorded).resolve()),
+        note_tokens=case.note_tokens,
+        reference_tokens=case.reference_tokens,
         varied=tuple(name for name, values in axes.items() if len(values) > 1),
     )
 
