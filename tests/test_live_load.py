@@ -278,7 +278,7 @@ async def test_nonsense_is_named_while_its_sender_s_work_waits_for_a_pass() -> N
 
 async def test_one_who_stops_listening_is_dropped_and_the_others_go_on() -> None:
     """It asks for more than the buffers on the way hold; what it finds when it listens again."""
-    vocabulary = 16_384
+    vocabulary = 8192
     cloud = FakeCloud(vocabulary, seed=1)
     with running(cloud, limits=ServerLimits(send_s=0.3)) as server:
         # Connections take both sizes over as they come to be, and keep them.
@@ -293,7 +293,7 @@ async def test_one_who_stops_listening_is_dropped_and_the_others_go_on() -> None
             device = FakeDevice(vocabulary, end_ids=[])
             got = await answer(lockstep(device, Request("q", "", codec("topk:4"), 20)), server.url)
             assert len(got.tokens) == 20
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (health := await asyncio.to_thread(health_of, server))["sessions"]:
                     await asyncio.sleep(0.02)
             assert health["dropped"] == {"stalled": 1}
@@ -320,7 +320,7 @@ async def test_one_who_vanishes_leaves_at_most_a_cache_on_the_shelf() -> None:
             await socket.recv()
             socket.transport.abort()
         await good(server)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(cloud.open_sequences) > 16:
                 await asyncio.sleep(0.02)
     assert not cloud.open_sequences, "stopping the server clears the shelf"
