@@ -92,6 +92,7 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb("sweep", "scenarios.cli_study:sweep", "Run all cells of a study.", "all"),
     Verb("report", "scenarios.cli_study:report", "Make a study's page.", "all"),
+    Verb("table", "scenarios.cli_study:table", "Print a study's figures as a table.", "all"),
     Verb("compare", "scenarios.cli_study:compare", "Compare two studies.", "all"),
 )
 

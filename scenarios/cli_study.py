@@ -1,4 +1,4 @@
-"""The verbs `sweep`, `report` and `compare`."""
+"""The verbs `sweep`, `report`, `table` and `compare`."""
 
 from __future__ import annotations
 
@@ -77,6 +77,42 @@ def report(
         print(json.dumps({"page": str(made.page), "figures": paths, "trace": trace}))
     else:
         print(f"Page: {made.page}")
+
+
+def table(
+    folder: Path = typer.Argument(help="Folder of a finished study."),
+    rows: str = typer.Option(..., "--rows", help="Axes, with commas: a line for each value."),
+    show: str = typer.Option(..., "--show", help="Figures, with commas, as in gap,token_ms."),
+    columns: str = typer.Option("", "--columns", help="Axes: a column for each value."),
+    where: list[str] = typer.Option(
+        [], "--where", metavar="AXIS=VALUE", help="Only these cells, as in network=lte."
+    ),
+    against: str = typer.Option(
+        "", "--against", metavar="AXIS=VALUE", help="Also subtract this arm, pair by pair."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object as the last line."),
+) -> None:
+    """Print a finished study's figures as a Markdown table, with 90 % intervals."""
+    from scenarios.store import Store
+    from scenarios.study_table import only
+    from scenarios.study_table import table as make
+
+    found = make(
+        only(Store(folder).rows(), where),
+        down=_names(rows),
+        across=_names(columns),
+        show=_names(show),
+        against=against,
+    )
+    print(found.markdown())
+    over = found.samples or "one sample, so there are none"
+    typer.echo(f"90 % intervals over {over}.", err=True)
+    if as_json:
+        print(json.dumps({"samples": found.samples, "cells": found.cells}))
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""What a codec does to predictions, on whole vectors of real models along a reference answer.
+"""What a codec does to predictions of real models along a reference answer.
 
 Besides the codecs of the wire there are two that need a memory of earlier frames, here only to be
 compared (a lost or reordered frame would spoil those after it):
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,50 +23,14 @@ from edge_runtime.candidates import Codec, Ids, best_ids, codec
 from edge_runtime.compact import pack, unpack
 from edge_runtime.errors import UsageError
 from edge_runtime.steering import method
-from scenarios.datasets import Case
-from scenarios.methods import steered
-from scenarios.pair import Lengths, Pair, along, both_along
+from scenarios.codec_vectors import Vectors
+from scenarios.methods import seen, steered
 from scenarios.predictions import CLOUD, UPLOAD
 from scenarios.spec import Cell
 
-POSITIONS = 96
-"""Of each reference, at most: whole vectors take 0.8 MB a position."""
-REST = -27.6
-"""log 1e-12: nothing is left out of a whole vector."""
 DICTIONARY_BYTES = 8192
 
 Floats = npt.NDArray[np.floating]
-
-
-@dataclass(frozen=True, slots=True)
-class Vectors:
-    """Whole predictions along one reference: [4, V + 1] a position, the last for all the rest."""
-
-    tokens: Sequence[int]
-    tables: Floats
-    """[4, n, V + 1], rows as in `scenarios.predictions`."""
-
-    @property
-    def cloud(self) -> Floats:
-        """What would be sent, [n, V]."""
-        return np.ascontiguousarray(self.tables[CLOUD, :, :-1])
-
-    def nll(self, row: int) -> float:
-        """Of the reference under one of the four, nats, summed."""
-        return -float(self.tables[row, np.arange(len(self.tokens)), list(self.tokens)].sum())
-
-
-def vectors(pair: Pair, case: Case, note_tokens: int = 1000) -> Vectors:
-    """Both models along the case's reference."""
-    case = pair.cut(case, Lengths(note_tokens))
-    tokens = pair.reference(case, Lengths(reference_tokens=POSITIONS))[:POSITIONS]
-    found = [along(pair.cloud, message, tokens) for message in (case.query, case.aware)]
-    found += both_along(pair.branches, pair.prompts(case), tokens)
-    size = min(table.shape[1] for table in found)
-    tables = np.full((len(found), len(tokens), size + 1), REST, np.float32)
-    for row, table in enumerate(found):
-        tables[row, :, :size] = table[:, :size]
-    return Vectors(tokens, tables)
 
 
 def measure(cell: Cell, kept: Vectors) -> tuple[dict[str, Any], dict[str, float]]:
@@ -76,14 +39,13 @@ def measure(cell: Cell, kept: Vectors) -> tuple[dict[str, Any], dict[str, float]
     lossy = codec_of(cell.codec)
     sizes, encode_us = frames(cell.codec, kept.cloud)
     nll = full_nll = same = sent = 0.0
-    for position, token in enumerate(kept.tokens):
-        table = kept.tables[:, position]
-        whole, through = steered(rule, table, position), steered(rule, table, position, lossy)
-        full_nll -= float(whole[token])
-        nll -= float(through[token])
-        same += int(np.argmax(whole[:-1])) == int(np.argmax(through[:-1]))
-        decoded = lossy.decode(lossy.encode(table[CLOUD, :-1]))
-        sent += token in decoded.ids
+    whole = kept.steered(rule)
+    for position, (table, place) in enumerate(zip(kept.tables, kept.places, strict=True)):
+        through = steered(rule, table, position, lossy)
+        full_nll -= whole[position][0]
+        nll -= float(through[place])
+        same += whole[position][1] == int(np.argmax(through[:-1]))
+        sent += place in seen(lossy, table[CLOUD].astype(np.float64)).ids
     row = {
         "case": cell.case.id,
         "method": cell.method,
@@ -92,7 +54,7 @@ def measure(cell: Cell, kept: Vectors) -> tuple[dict[str, Any], dict[str, float]
         "cloud_model": cell.cloud_model,
         "codec": cell.codec,
         "seed": cell.seed,
-        "tokens": len(kept.tokens),
+        "tokens": len(kept),
         "payload_bytes": float(np.mean(sizes)),
         "full_bytes": 2 * kept.cloud.shape[1],
         "nll": nll,

@@ -170,13 +170,18 @@ class Measures:
         return {"answer_tokens": len(ids)} | {name: found[name] for name in names}
 
     def _codec(self, cell: Cell) -> dict[str, Any]:
-        from scenarios.codec_study import Vectors, measure, vectors
+        from scenarios.codec_study import measure
+        from scenarios.codec_vectors import vectors
+        from scenarios.pair import Lengths
+        from scenarios.predictions import Store
 
         pair = self._pair(cell)
-        asked = (cell.case, cell.bundle, cell.cloud_model, cell.note_tokens)
+        lengths = Lengths(cell.note_tokens, cell.reference_tokens)
+        asked = (cell.case, cell.bundle, cell.cloud_model, lengths)
         if self._last[0] != asked:
-            self._last = asked, vectors(pair, cell.case, cell.note_tokens)
-        kept: Vectors = self._last[1]
+            store = Store(cache_dir() / "evaluate")
+            self._last = asked, vectors(pair, cell.case, lengths, cell.vectors, store)
+        kept = self._last[1]
         row, clock = measure(cell, kept)
         return {"row": row, "clock": clock}
 

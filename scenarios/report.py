@@ -48,10 +48,6 @@ def write_report(
     """
     store = Store(folder)
     study, rows = store.study(), store.rows()
-    if study["measure"] == "codec":
-        # Read off the clock, so it is beside the rows and not in them.
-        clocks = [store.get(key)["clock"]["encode_us"] for key in study["cells"]]
-        rows = rows.assign(encode_us=clocks)
     figures = of_study(rows, study["measure"], study["varied"])
     if quality is not None:
         figures = joined(rows, study["varied"], read_quality(quality)) + figures

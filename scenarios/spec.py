@@ -45,6 +45,7 @@ Names = Axis[Name]
 Measure = Literal["time", "quality", "both", "fleet", "codec"]
 Align = Literal["none", "map", "byte"]
 Placement = Literal["device", "cloud"]
+Vectors = Literal["whole", "kept"]
 
 
 class DeviceTable(Checked):
@@ -106,6 +107,8 @@ class CaseTable(Checked):
     note_tokens: Annotated[int, Field(ge=1)] = 1000
     reference_tokens: Annotated[int, Field(ge=1)] = 150
     """Longer notes and references are cut, where quality is measured."""
+    vectors: Vectors = "whole"
+    """What a study of codecs puts through them (`scenarios.codec_vectors`)."""
 
 
 class FleetTable(Checked):
@@ -159,6 +162,7 @@ class Cell:
     recorded: str = ""
     note_tokens: int = 1000
     reference_tokens: int = 150
+    vectors: Vectors = "whole"
 
     def settings(self) -> dict[str, Any]:
         """All of it as plain values, for a row or a hash."""
@@ -182,6 +186,7 @@ class Scenario:
     recorded: str = ""
     note_tokens: int = 1000
     reference_tokens: int = 150
+    vectors: Vectors = "whole"
     varied: tuple[str, ...] = field(default=())
     """Axes with more than one value."""
 
@@ -199,6 +204,7 @@ class Scenario:
                     recorded=self.recorded,
                     note_tokens=self.note_tokens,
                     reference_tokens=self.reference_tokens,
+                    vectors=self.vectors,
                     **dict(zip(self.axes, values, strict=True)),
                 )
 
@@ -268,6 +274,7 @@ def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario
         recorded=case.recorded and str(_beside(folder, case.recorded).resolve()),
         note_tokens=case.note_tokens,
         reference_tokens=case.reference_tokens,
+        vectors=case.vectors,
         varied=tuple(name for name, values in axes.items() if len(values) > 1),
     )
 

@@ -79,11 +79,19 @@ class Store:
         return record
 
     def rows(self) -> pd.DataFrame:
-        """All rows, in the study's order."""
+        """All rows, in the study's order, with what follows from them or stands beside them."""
         import pandas as pd
 
-        self.study()
-        return pd.read_parquet(self.folder / "results.parquet")
+        study = self.study()
+        rows = pd.read_parquet(self.folder / "results.parquet")
+        if "tokens_per_s" in rows:
+            # The mean, not the median: run-ahead's median token knows nothing of its divergences.
+            rows = rows.assign(token_ms=1e3 / rows["tokens_per_s"])
+        if study["measure"] == "codec":
+            # Read off the clock, so it is beside the rows and not in them.
+            clocks = [self.get(key)["clock"]["encode_us"] for key in study["cells"]]
+            rows = rows.assign(encode_us=clocks)
+        return rows
 
     def _cell(self, key: str) -> Path:
         return self.folder / "cells" / f"{key}.json"

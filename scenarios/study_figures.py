@@ -33,9 +33,6 @@ MAKERS: dict[str, tuple[Maker, ...]] = {
 
 def of_study(rows: pd.DataFrame, measure: str, varied: Sequence[str]) -> list[Figure]:
     """Every figure that the study's rows can carry."""
-    if "tokens_per_s" in rows:
-        # The mean, not the median: run-ahead's median token knows nothing of its divergences.
-        rows = rows.assign(token_ms=1e3 / rows["tokens_per_s"])
     axes = [name for name in varied if name in columns(rows)]
     figures: list[Figure] = []
     for make in MAKERS[measure]:

@@ -46,7 +46,6 @@ def joined(
 
     Raises `UsageError` when no rule of the times has a quality.
     """
-    rows = rows.assign(token_ms=1e3 / rows["tokens_per_s"])
     split = [axis for axis in ("network", "rtt_ms", "device", "cloud") if axis in varied]
     figures = []
     for number, (world, within) in enumerate(arms(rows, split), 1):

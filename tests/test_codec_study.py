@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from edge_runtime.candidates import codec
 from edge_runtime.errors import UsageError
-from scenarios.codec_study import REST, DeltaPacked, Trained, Vectors, frames, measure
+from scenarios.codec_study import DeltaPacked, Trained, frames, measure
+from scenarios.codec_vectors import REST, Vectors
+from scenarios.predictions import gather
 from scenarios.spec import scenario
 
 SIZE, POSITIONS = 300, 40
@@ -57,7 +59,7 @@ def test_too_short_an_answer_trains_no_dictionary() -> None:
 def vectors() -> Vectors:
     tables = np.full((4, POSITIONS, SIZE + 1), REST, np.float32)
     tables[..., :SIZE] = [walk(seed, POSITIONS) for seed in range(4)]
-    return Vectors(tuple(int(row.argmax()) for row in tables[1]), tables)
+    return Vectors.whole([int(row.argmax()) for row in tables[1]], tables)
 
 
 def measured(name: str, kept: Vectors) -> dict[str, Any]:
@@ -94,3 +96,16 @@ def test_the_clock_is_not_in_the_row() -> None:
     kept = vectors()
     assert measured("topk:8", kept) == measured("topk:8", kept)
     assert all(math.isfinite(kept.nll(row)) for row in range(4))
+
+
+def test_what_is_kept_on_disk_says_what_whole_vectors_say() -> None:
+    whole = vectors()
+    tables = np.stack([table[:, :-1] for table in whole.tables], axis=1)
+    best = gather(list(tables), whole.places, keep=dict.fromkeys(range(4), 60))
+    kept = Vectors.kept(best, SIZE)
+    for name in ("topk:8", "packed:32", "nucleus:0.5"):
+        one, two = measured(name, whole), measured(name, kept)
+        assert two["payload_bytes"] == one["payload_bytes"]
+        assert (two["same"], two["sent"]) == (one["same"], one["sent"])
+        assert two["nll"] == pytest.approx(one["nll"], rel=1e-4)
+    np.testing.assert_allclose(np.exp(kept.cloud.astype(np.float64)).sum(axis=1), 1, atol=1e-4)
