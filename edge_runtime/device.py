@@ -106,6 +106,7 @@ class SteeredDevice:
         self.branches = branches
         self.prompts = prompts
         self.method = method.about(prompts.names)
+        self._full_head = self.method.full_head
         self.sampler = sampler
         self.end_ids = frozenset(end_ids)
 
@@ -135,7 +136,7 @@ class SteeredDevice:
     def head(self, candidates: CandidateSet, position: int | None = None) -> Scores:
         """Logits [2, C] over the rule's support, or [2, V] where it needs normalisers; for
         `position`, which may be an earlier one than the next."""
-        whole = self.method.full_head or candidates.full
+        whole = self._full_head or candidates.full
         ids = None if whole else self.method.support(candidates)
         return self.branches.logits(ids, position)
 
@@ -174,7 +175,7 @@ class SteeredDevice:
         if kind == "prefill":
             longest = max(len(self.prompts.aware), len(self.prompts.agnostic))
             return Load(rows=2, tokens=longest)
-        if kind == "head" and self.method.full_head:
+        if kind == "head" and self._full_head:
             candidates = self.branches.vocabulary_size
         elif kind == "head":
             candidates += len(self.method.names)

@@ -30,6 +30,7 @@ each of the tokens, in one pass (`score`, draft)."""
 F = TypeVar("F")
 
 _LENGTH = struct.Struct("<I")
+_LENGTH_BYTES = _LENGTH.size
 _STAMP = struct.Struct("<QIIQ")
 
 
@@ -170,10 +171,13 @@ class Closed(msgspec.Struct, frozen=True, tag="closed", array_like=True):
 Up = Open | Extend | Credit | Close
 Down = Opened | Candidates | Scores | Refusal | Closed
 Frame = Up | Down
-Asks = Open | Extend
+Asks = Extend | Open
 """What the device waits for an answer to."""
 Turns = Open | Close
 """What ends a mode of the session."""
+Predicts = Candidates | Scores
+"""What can be steered. (In all of these the most frequent comes first: `isinstance` tells a struct
+of the class asked about at once, but takes ten times as long over one that is of another.)"""
 
 _encoder = msgspec.msgpack.Encoder()
 _decode_up = msgspec.msgpack.Decoder(Up)
@@ -191,7 +195,7 @@ def encode(frame: Frame, pad_to: int = 0) -> bytes:
 
 def size(frame: Frame, pad_to: int = 0) -> int:
     """Bytes of `encode(frame, pad_to)`."""
-    whole = _LENGTH.size + len(_encoder.encode(frame))
+    whole = _LENGTH_BYTES + len(_encoder.encode(frame))
     return whole + -whole % pad_to if pad_to > 1 else whole
 
 
@@ -207,7 +211,7 @@ def decode_down(message: bytes) -> Down:
 
 def stamped(frame: Down, stamp: Stamp) -> Down:
     """`frame` with the cloud's times in it; a refusal carries none."""
-    if isinstance(frame, Refusal):
+    if type(frame) is Refusal:
         return frame
     return msgspec.structs.replace(frame, stamp=stamp.pack())
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cloud_sim.net.catalogue import names, network
 from cloud_sim.net.impairments import Jitter, Outages, Radio, bursty_loss, random_loss
 from cloud_sim.net.links import LOST, ConstantDelay, Link, RecordedDelay
-from cloud_sim.net.rates import ConstantRate, Opportunities, RateSeries
+from cloud_sim.net.rates import ConstantRate, Opportunities, RateSeries, Timetable
 from cloud_sim.net.streams import stream
 from edge_runtime.errors import SpecError, UsageError
 
@@ -53,18 +53,18 @@ def test_queue_drops_at_its_tail() -> None:
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 4000)), min_size=1, max_size=30),
 )
 def test_opportunities_equal_the_man_pages_rule(
-    times: list[int], packets: list[tuple[int, int]]
+    times: list[float], packets: list[tuple[int, int]]
 ) -> None:
     """Against a plain millisecond-by-millisecond reading of mm-link's accounting."""
-    times.sort()
-    rate = Opportunities(times)
-    arrivals, now = [], 0
+    times = sorted(time / 4 for time in times)
+    rate = Opportunities(Timetable(times))
+    arrivals, now = [], 0.0
     for gap, size in packets:
-        now += gap
+        now += gap / 4
         arrivals.append((now, size))
     got = [rate.finish(at, size) for at, size in arrivals]
 
-    expected: list[int] = []
+    expected: list[float] = []
     queue: list[list[int]] = []  # index, bytes left
     waiting, cycle, index, sent = list(enumerate(arrivals)), 0, 0, 0
     while sent < len(arrivals):

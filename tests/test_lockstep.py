@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from cloud_sim.model import ScoreRequest
 from cloud_sim.session import Limits, session
+from cloud_sim.session.cache import Cache
+from cloud_sim.session.mailbox import Mailbox
+from cloud_sim.session.talk import Talk
 from edge_runtime import wire
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import Wiretap, run_direct
@@ -236,3 +239,32 @@ def test_topk_keeps_the_best_and_says_what_it_left_out(seed: int, size: int, k: 
     assert np.all(np.diff(kept.ids) > 0)
     assert kept.left_out == pytest.approx(1 - np.exp(logprobs[kept.ids]).sum(), abs=1e-6)
     np.testing.assert_allclose(kept.logprobs, logprobs[kept.ids], atol=0.01)
+
+
+@given(
+    held=st.lists(st.integers(0, 3), max_size=6),
+    steps=st.lists(
+        st.tuples(st.integers(0, 12), st.lists(st.integers(0, 3), min_size=1, max_size=3)),
+        max_size=8,
+    ),
+    every=st.integers(1, 3),
+)
+def test_what_a_cache_holds_is_found_as_if_every_token_were_compared(
+    held: list[int], steps: list[tuple[int, list[int]]], every: int
+) -> None:
+    cloud = FakeCloud(8)
+    opening = Request("q", "", codec("full"), 99).open("score")
+    cache = Cache(cloud, cloud.open(), list(held))
+    talk = Talk(cloud, Limits(), opening, codec("full"), [1, 2], cache, Mailbox(), [])
+    for epoch, (position, tokens) in enumerate([(0, [3]), *steps]):
+        before = list(cache.tokens)
+        at = min(position, len(talk.answer))
+        talk.extend(wire.Extend(epoch, at, tuple(tokens)))
+        now = [*talk.prompt, *talk.answer]
+        first = len(now) - min(every, len(tokens))
+        agree = 0
+        while agree < min(first, len(before)) and before[agree] == now[agree]:
+            agree += 1
+        request = talk.request(first)
+        assert (request.keep, list(request.tokens)) == (agree, now[agree:])
+        assert cache.tokens == now

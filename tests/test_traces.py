@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import costeer
@@ -51,6 +51,8 @@ def test_mahimahi_text_round_trips(times: list[int]) -> None:
 @given(
     st.lists(st.tuples(st.integers(10, 500), st.floats(0.5, 80)), min_size=1, max_size=15),
 )
+@example([(81, 79.99999999999999)] * 3)  # 1,620 opportunities less 5e-10 bytes
+@settings(deadline=None)
 def test_a_rate_becomes_opportunities_that_carry_its_bytes(
     segments: list[tuple[int, float]],
 ) -> None:
@@ -63,7 +65,7 @@ def test_a_rate_becomes_opportunities_that_carry_its_bytes(
     if trace.total_bytes < 1500:
         return
     packets = traces.convert(trace, "mahimahi")
-    assert 0 <= trace.total_bytes - packets.total_bytes < 1500.001
+    assert -1e-5 < trace.total_bytes - packets.total_bytes < 1500.001
     # Saturated, the opportunities deliver within one loop exactly what they stand for.
     rate = packets.as_rate()
     done = [rate.finish(0.0, 1500) for _ in packets.times_ms]

@@ -7,6 +7,7 @@ of time. No process runs per packet, so the same objects serve the simulator and
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Protocol
@@ -38,6 +39,27 @@ class ConstantRate:
         return self._free_ms
 
 
+class Timetable:
+    """The instants of a mahimahi trace, ascending and not all zero, and where to look for one.
+
+    Whoever replays the trace shares it: bisecting over a whole trace reads memory far and wide,
+    within one millisecond of it hardly any.
+    """
+
+    __slots__ = ("before", "period_ms", "times_ms")
+
+    def __init__(self, times_ms: Sequence[float]) -> None:
+        self.times_ms = array("d", times_ms)
+        self.period_ms = self.times_ms[-1]
+        self.before = array("I")
+        """For each whole millisecond, up to the one after the last: how many are before it."""
+        count = 0
+        for ms in range(int(self.period_ms) + 2):
+            while count < len(self.times_ms) and self.times_ms[count] < ms:
+                count += 1
+            self.before.append(count)
+
+
 class Opportunities:
     """A mahimahi trace: each entry is an instant at which 1,500 bytes may leave.
 
@@ -47,20 +69,20 @@ class Opportunities:
 
     Parameters
     ----------
-    times_ms : ascending instants, not all zero.
+    timetable : when they are.
     offset_ms : where in the trace time 0 is.
 
     """
 
     def __init__(
         self,
-        times_ms: Sequence[float],
+        timetable: Timetable,
         *,
         offset_ms: float = 0.0,
         opportunity_bytes: int = OPPORTUNITY_BYTES,
     ) -> None:
-        self._times = tuple(times_ms)
-        self._period = self._times[-1]
+        self._times, self._period = timetable.times_ms, timetable.period_ms
+        self._before = timetable.before
         self._size = opportunity_bytes
         self._offset = offset_ms
         self._cycle, self._index = 0, -1
@@ -83,21 +105,19 @@ class Opportunities:
 
     def _seek(self, now: float) -> None:
         """To the first opportunity at or after `now`; those before it went by unused."""
-        times = self._times
         cycles, within = divmod(now, self._period)
         cycle = int(cycles)
-        # It is mostly near the one before: looking all over the trace reads memory far and wide.
-        low = self._index if cycle == self._cycle and self._index > 0 else 0
-        count, stride = len(times), 64
-        while (high := low + stride) < count and times[high] < within:
-            low, stride = high, 4 * stride
-        index = bisect_left(times, within, low, min(high, count))
         # An entry at exactly the period is the same instant as one at 0 of the next cycle.
         if within == 0.0 and cycle > 0:
-            cycle, index = cycle - 1, bisect_left(times, self._period)
+            cycle, within = cycle - 1, self._period
+        before, ms = self._before, int(within)
+        index = bisect_left(self._times, within, before[ms], before[ms + 1])
         if cycle > self._cycle or (cycle == self._cycle and index > self._index):
-            self._cycle, self._index = cycle, index - 1
-        self._next()
+            self._cycle, self._index = cycle, index
+            self._at = cycle * self._period + self._times[index]
+            self._left = self._size
+        else:
+            self._next()
 
     def _next(self) -> None:
         self._index += 1

@@ -17,19 +17,20 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from cloud_sim.net.links import RecordedDelay
-from cloud_sim.net.rates import OPPORTUNITY_BYTES, Opportunities, Rate, RateSeries
+from cloud_sim.net.rates import OPPORTUNITY_BYTES, Opportunities, Rate, RateSeries, Timetable
 from edge_runtime.errors import SpecError, UsageError
 
 Form = Literal["mahimahi", "rate", "rtt"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, for the cached property
 class Trace:
     """One recording. `values`: nothing (mahimahi), Mbit/s (rate), or ms (rtt), at `times_ms`."""
 
@@ -39,10 +40,15 @@ class Trace:
     period_ms: float
     """When it begins again."""
 
+    @cached_property
+    def timetable(self) -> Timetable:
+        """Of a mahimahi trace, for all that replay it."""
+        return Timetable(self.times_ms)
+
     def as_rate(self, *, offset_ms: float = 0.0) -> Rate:
         """A fresh rate. Raises `UsageError` for round trips."""
         if self.form == "mahimahi":
-            return Opportunities(self.times_ms, offset_ms=offset_ms)
+            return Opportunities(self.timetable, offset_ms=offset_ms)
         if self.form == "rate":
             rates = [mbps * 1e6 for mbps in self.values]
             return RateSeries(self.times_ms, rates, self.period_ms, offset_ms=offset_ms)
@@ -254,6 +260,7 @@ def convert(trace: Trace, form: Form, *, step_ms: float = 100.0) -> Trace:
         edges = np.array([*trace.times_ms, trace.period_ms])
         sums = np.concatenate([[0], np.cumsum(np.diff(edges) * np.array(trace.values) * 125)])
         marks = np.arange(1, int(sums[-1] / OPPORTUNITY_BYTES + 1e-9) + 1) * OPPORTUNITY_BYTES
+        marks = np.minimum(marks, sums[-1])  # the last may be beyond by a rounding of the sum
         # A pause makes the sum flat, and interp wants it ascending: take the earliest instant.
         at = np.searchsorted(sums, marks, side="left")
         share = (marks - sums[at - 1]) / (sums[at] - sums[at - 1])

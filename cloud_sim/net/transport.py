@@ -145,7 +145,7 @@ class Stream:
     def __init__(
         self, link: Link, back: Link, transport: Transport, timers: Timers, *, masked: bool = False
     ) -> None:
-        self.link, self._back = link, back
+        self.link, self._ack_ms = link, back.propagation_ms
         self._transport, self._timers = transport, timers
         self._masked = masked
         self._srtt = 0.0
@@ -213,7 +213,7 @@ class Stream:
         arrives = self.link.send(now_ms, size + transport.header_bytes)
         if arrives == LOST:
             return LOST
-        acked = arrives + self._back.propagation_ms(arrives)
+        acked = arrives + self._ack_ms(arrives)
         self._acks.append(acked)
         # RFC 6298, section 2.
         round_trip = acked - now_ms

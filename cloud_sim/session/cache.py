@@ -26,14 +26,17 @@ class Cache:
         """A new cache with the first `keep` tokens of this one."""
         return Cache(self.model, self.model.fork(self.sequence, keep), self.tokens[:keep])
 
-    def request(self, tokens: list[int], first: int, speculative: bool = False) -> ScoreRequest:
+    def request(
+        self, tokens: list[int], first: int, *, same: int = 0, speculative: bool = False
+    ) -> ScoreRequest:
         """Make this cache hold `tokens`, which it keeps; predict after each from index `first` on.
 
-        What it holds already is not computed again, except the tokens to predict after.
+        What it holds already is not computed again, except the tokens to predict after. The first
+        `same` tokens are known to be those of the request before.
         """
         held = self.tokens
         keep = min(first, len(held))
-        if (held if keep == len(held) else held[:keep]) != tokens[:keep]:
+        if keep > same and held[same:keep] != tokens[same:keep]:
             pairs = zip(held, tokens, strict=False)  # rare: look for where only then
             keep = next(i for i, (have, want) in enumerate(pairs) if have != want)
         self.tokens = tokens

@@ -43,18 +43,18 @@ class Mailbox:
         due = self._due() if self._held else None
         while due is None:
             event = yield wanted
-            if isinstance(event, Timeout):
+            if type(event) is Timeout:
                 self.now_ms = event.now_ms
                 return None
             if not isinstance(event, Arrival):
                 return wire.Close()
             self.now_ms = event.now_ms
             frame = event.frame
-            if isinstance(frame, wire.Open):
-                if frame in self._opened:
-                    continue
-                self._opened.append(frame)
             if not isinstance(frame, _Counted):
+                if isinstance(frame, wire.Open):
+                    if frame in self._opened:
+                        continue
+                    self._opened.append(frame)
                 return frame
             if self.epoch < 0:
                 raise out_of_turn(frame, "open")

@@ -125,7 +125,7 @@ def _scores(talk: Talk) -> Mode:
 
 def _score(talk: Talk, first: int) -> Generator[Action, Any, Logprobs]:
     """Predictions after each token from index `first` of prompt and answer on."""
-    request = talk.cache.request([*talk.prompt, *talk.answer], first)
+    request = talk.request(first)
     load = Load(
         tokens=len(request.tokens), past=request.keep, candidates=talk.model.vocabulary_size
     )
@@ -140,12 +140,13 @@ def _extended(talk: Talk) -> Generator[Action, Any, wire.Open | wire.Close | Non
     """Wait for the answer to go on, and take in all that has arrived; or how it ends."""
     frame: wire.Up | None = yield from talk.mail.next()
     while frame is not None:
-        if isinstance(frame, wire.Turns):
+        if isinstance(frame, wire.Extend) and frame.tokens:
+            talk.extend(frame)
+            frame = yield from talk.mail.already()
+        elif isinstance(frame, wire.Turns):
             return frame
-        if not isinstance(frame, wire.Extend) or not frame.tokens:
+        else:
             raise out_of_turn(frame, "extend with tokens, or close")
-        talk.extend(frame)
-        frame = yield from talk.mail.already()
     return None
 
 

@@ -37,9 +37,9 @@ def stream(talk: Talk) -> Mode:
             horizon = min(tree.root.position + window.size, last)
             nodes = tree.pick(branches, horizon, least_chance, opening.depth)
             frame = (yield from mail.already()) if nodes else (yield from mail.next())
-            if isinstance(frame, wire.Turns):
-                return frame
             if frame is not None:
+                if isinstance(frame, wire.Turns):
+                    return frame
                 _follow(talk, tree, window, frame)
                 continue
             yield from _predict(talk, tree, nodes, branches)

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from cloud_sim.model import CloudModel
+from cloud_sim.model import CloudModel, ScoreRequest
 from cloud_sim.session.admission import Limits, Refuse, check_tokens, fits
 from cloud_sim.session.cache import Cache
 from cloud_sim.session.mailbox import Mailbox
@@ -33,6 +33,15 @@ class Talk:
     """Tokens that the device has confirmed (and, in `score` mode, its drafts)."""
     scored: int = 0
     """Positions predicted since the connection was opened."""
+    _same: int = 0
+    """How much of prompt and answer is as it was when its prediction was last asked for."""
+
+    def request(self, first: int) -> ScoreRequest:
+        """The work that predicts after each token from index `first` of prompt and answer on."""
+        tokens = [*self.prompt, *self.answer]
+        request = self.cache.request(tokens, first, same=self._same)
+        self._same = len(tokens)
+        return request
 
     def extend(self, frame: wire.Extend) -> None:
         """Let the answer go on from `frame.position` with `frame.tokens`. Raises `Refuse`."""
@@ -45,6 +54,9 @@ class Talk:
             )
         self.check(frame)
         self.answer[frame.position :] = frame.tokens
+        before = len(self.prompt) + frame.position
+        if before < self._same:
+            self._same = before
 
     def check(self, frame: wire.Extend) -> None:
         """Raises `Refuse` for tokens that cannot be, or too many of them."""

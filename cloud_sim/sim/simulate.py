@@ -305,8 +305,12 @@ class Exchange:
                 compute_ms += served[1]
             elif kind is Send:
                 reply = now_ms = clock.now
-                times = (received_ms, queue_ms, compute_ms, now_ms)
-                stamp = Stamp(*[round(ms * 1e3) for ms in times])
+                stamp = Stamp(
+                    round(received_ms * 1e3),
+                    round(queue_ms * 1e3),
+                    round(compute_ms * 1e3),
+                    round(now_ms * 1e3),
+                )
                 queue_ms = compute_ms = 0.0
                 self._send_down(action.frame, stamp, now_ms)
 

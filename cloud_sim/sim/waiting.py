@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from functools import partial
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Any
 
 import simpy
@@ -31,6 +32,7 @@ class Clock(simpy.Environment):
 
     _now: float
     _queue: list[Any]
+    now = property(attrgetter("_now"), doc="Virtual time, ms.")  # read without a Python call
 
     def at(self, when_ms: float, call: Call) -> None:
         """Call `call` at `when_ms`; at once, but after what was to happen now, if that is over."""

@@ -38,7 +38,6 @@ from edge_runtime.schedules.gates import Gate
 from edge_runtime.schedules.pace import Pace
 
 ANY_TIME, NOW = Receive(), Receive(0.0)
-_Predicts = wire.Candidates | wire.Scores
 
 GOODBYE_MS = 1000.0
 """How long the end of an answer waits for the cloud's account of what it computed."""
@@ -88,8 +87,9 @@ class Answer:
     @property
     def ended(self) -> bool:
         """Whether the last token ended the answer, or no more may follow."""
-        return bool(self.emitted) and (
-            self.emitted[-1] in self.device.end_ids or self.position >= self.request.max_tokens
+        emitted = self.emitted
+        return bool(emitted) and (
+            emitted[-1] in self.device.end_ids or len(emitted) >= self.request.max_tokens
         )
 
     # --- up ---
@@ -171,14 +171,13 @@ class Answer:
             yield from self._take(event)
 
     def _take(self, event: Any) -> Moves:
-        if isinstance(event, Reconnected):
-            self.counters["reconnections"] += 1
-            yield from self._reopen()
-            return
         if not isinstance(event, Arrival):
+            if isinstance(event, Reconnected):
+                self.counters["reconnections"] += 1
+                yield from self._reopen()
             return
         frame = event.frame
-        if isinstance(frame, _Predicts):
+        if isinstance(frame, wire.Predicts):
             self._keep(frame, event.now_ms)
             if self._untold:
                 yield from self.extend()
@@ -196,7 +195,7 @@ class Answer:
         elif isinstance(frame, wire.Refusal):
             raise refused(frame)
 
-    def _keep(self, frame: wire.Candidates | wire.Scores, now_ms: float) -> None:
+    def _keep(self, frame: wire.Predicts, now_ms: float) -> None:
         predictions, position = self.predictions, frame.position
         if frame.epoch < self._opened_in:
             return  # the cloud does not remember what it said in another mode
@@ -261,8 +260,8 @@ class Answer:
     def keep_up(self) -> Moves:
         """Whatever the small model has not seen of the answer, as one chunk."""
         device = self.device
-        if len(self.emitted) > device.length:
-            missing = self.emitted[device.length :]
+        missing = self.emitted[device.length :]
+        if missing:
             yield Compute(
                 "step", partial(device.extend, missing), device.load("step", tokens=len(missing))
             )
@@ -274,12 +273,12 @@ class Answer:
 
     # --- out ---
 
-    def emit(self, decision: Decision) -> Moves:
-        """`decision.token` is final."""
+    def emit(self, decision: Decision) -> Emit:
+        """`decision.token` is final: what is to be yielded then."""
         self.emitted.append(decision.token)
         self.counters["divergences"] += decision.diverged
-        self.predictions.forget_before(self.position)
-        yield Emit(decision.token, decision)
+        self.predictions.forget_before(len(self.emitted))
+        return Emit(decision.token, decision)
 
     def agree(self) -> Moves:
         """The last token was the cloud's best: it knows that without being told.

@@ -67,7 +67,7 @@ class Deadline:
 
     def steered(self, spent_ms: float) -> None:
         """A steered token cost `spent_ms` on the device."""
-        self.device_ms += 0.5 * (max(0.0, spent_ms) - self.device_ms)
+        self.device_ms += 0.5 * ((spent_ms if spent_ms > 0 else 0.0) - self.device_ms)
 
     def skipped(self) -> None:
         """A token went unsteered: believe the old times a little less, so as to try again."""

@@ -174,7 +174,7 @@ def _check(
         held = guess is not None and decision.token == guess.token
         if not held:
             answer.counters["draft_bits"] += _told_in_vain(answer, drafts[kept:])
-        yield from answer.emit(decision)
+        yield answer.emit(decision)
         if guess is not None:
             drafter.judged(source, held)
         if not held:

@@ -39,7 +39,7 @@ def ask_each(answer: Answer) -> Moves:
     while not ended:
         base = yield from answer.prediction()
         decision = yield from answer.decide(base)
-        yield from answer.emit(decision)
+        yield answer.emit(decision)
         ended = answer.ended
         if ended:
             break

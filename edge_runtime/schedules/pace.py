@@ -22,7 +22,7 @@ class Pace:
         """A question was sent; its answer carries `epoch`."""
         self._asked = (epoch, now_ms)
 
-    def arrived(self, frame: wire.Candidates | wire.Scores | wire.Opened, now_ms: float) -> None:
+    def arrived(self, frame: wire.Predicts | wire.Opened, now_ms: float) -> None:
         """A frame arrived; the first of a question's epoch answers it."""
         stamp = wire.Stamp.unpack(frame.stamp)
         if stamp.compute_us:
@@ -31,12 +31,11 @@ class Pace:
         if self._asked is None:
             return
         epoch, asked_ms = self._asked
-        if not isinstance(frame, wire.Opened):
+        if isinstance(frame, wire.Predicts):
             if frame.epoch < epoch:
                 return
             self._asked = None
-        self.wait_ms = max(0.0, now_ms - asked_ms)
+        self.wait_ms = now_ms - asked_ms if now_ms > asked_ms else 0.0
         on_the_line = self.wait_ms - (stamp.sent_us - stamp.received_us) / 1e3
-        if on_the_line > 0:
-            shortest = self.round_trip_ms or on_the_line
-            self.round_trip_ms = min(shortest, on_the_line)
+        if on_the_line > 0 and not 0 < self.round_trip_ms < on_the_line:
+            self.round_trip_ms = on_the_line

@@ -66,7 +66,7 @@ def follow(answer: Answer, window: int, branches: int, until: int | None = None)
     while not answer.ended and (until is None or answer.position < until):
         base = yield from answer.prediction()
         decision = yield from answer.decide(base)
-        yield from answer.emit(decision)
+        yield answer.emit(decision)
         if answer.ended:
             break
         if base is not None and decision.token == base.best:
