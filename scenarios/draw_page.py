@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import html
+import math
 from typing import Any
 
 from scenarios.figures import COLOURS, Figure, Series
+from scenarios.labels import Label, extent, labels, ticks
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
 """plotly's names for `figures.MARKS`."""
 INK = "#77777d"
 """Readable on the light and on the dark page."""
 GRID = "rgba(128,128,128,.25)"
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Of joined series in turn: where two coincide, both are seen."""
+WIDTH, LABEL = 850, 11
+"""The plot's width on a wide screen, and the size of names on marks, in pixels."""
 
 
 def script() -> str:
@@ -32,6 +39,8 @@ def fragment(figure: Figure) -> str:
     else:
         for index, series in enumerate(figure.series):
             drawn.add_trace(_marks(series, index))
+            if series.named and any(_hollow(series)):
+                drawn.add_trace(_key(series, index))
     named = sum(series.named for series in figure.series)
     drawn.update_layout(
         template="plotly_white",
@@ -46,12 +55,14 @@ def fragment(figure: Figure) -> str:
         yaxis_title=figure.y_label,
         font={"color": INK},
     )
-    drawn.update_xaxes(gridcolor=GRID, automargin=True, zerolinecolor=GRID)
-    drawn.update_yaxes(gridcolor=GRID, automargin=True, zerolinecolor=GRID)
+    drawn.update_xaxes(gridcolor=GRID, automargin=True, zeroline=False)
+    drawn.update_yaxes(gridcolor=GRID, automargin=True, zeroline=False)
     if figure.x_log:
-        drawn.update_xaxes(type="log", dtick="D2", exponentformat="none")
+        drawn.update_xaxes(**_log(figure, "x"))
     if figure.y_log:
-        drawn.update_yaxes(type="log", dtick="D2", exponentformat="none")
+        drawn.update_yaxes(**_log(figure, "y"))
+    for label in labels(figure, width=WIDTH, height=height - 100, font=LABEL):
+        drawn.add_annotation(_annotation(figure, label))
     if figure.x_names:
         places = list(range(len(figure.x_names)))
         drawn.update_xaxes(
@@ -66,15 +77,34 @@ def fragment(figure: Figure) -> str:
     return text
 
 
+def _log(figure: Figure, axis: str) -> dict[str, Any]:
+    """A logarithmic axis with its ticks as numbers."""
+    found = ticks(*extent(figure, axis))
+    return {"type": "log", "tickvals": found, "ticktext": [f"{at:,.10g}" for at in found]}
+
+
+def _annotation(figure: Figure, label: Label) -> dict[str, Any]:
+    point, away = label.point, LABEL * 1.15 * label.rows
+    return {
+        "x": math.log10(point.x) if figure.x_log else point.x,
+        "y": math.log10(point.y) if figure.y_log else point.y,
+        "text": html.escape(point.label),
+        "showarrow": False,
+        "font": {"size": LABEL},
+        "xanchor": "left" if label.right else "right",
+        "xshift": 6 if label.right else -6,
+        "yanchor": "bottom" if label.up else "top",
+        "yshift": away if label.up else -away,
+    }
+
+
 def _marks(series: Series, index: int) -> Any:
     import plotly.graph_objects as go
 
     points = series.points
-    look = index if series.colour is None else series.colour
-    colour = COLOURS[look % len(COLOURS)]
-    symbol = SYMBOLS[(look + look // len(COLOURS)) % len(SYMBOLS)]
+    colour, symbol = _look(series, index)
     front_line = series.joined and not series.named
-    hollow = [p.front is not None and p.front < 0.5 for p in points]
+    hollow = _hollow(series)
 
     def bars(axis: str) -> dict[str, Any] | None:
         lows = [getattr(p, f"{axis}_low") for p in points]
@@ -88,6 +118,7 @@ def _marks(series: Series, index: int) -> Any:
             "array": [0 if h is None else h - v for h, v in zip(highs, at, strict=True)],
             "arrayminus": [0 if low is None else v - low for low, v in zip(lows, at, strict=True)],
             "thickness": 1,
+            "width": 3,  # less than a mark: an interval of no length is not seen
         }
 
     shares = [
@@ -101,15 +132,48 @@ def _marks(series: Series, index: int) -> Any:
         error_x=bars("x"),
         error_y=bars("y"),
         mode="lines" if front_line else "lines+markers" if series.joined else "markers",
-        line={"color": colour, "dash": "dot" if front_line else "solid", "width": 1.5},
+        line={
+            "color": colour,
+            "dash": "dot" if front_line else DASHES[index % len(DASHES)],
+            "width": 1.5,
+        },
         marker={
             "color": colour,
             "size": 9,
             "symbol": [f"{symbol}-open" if empty else symbol for empty in hollow],
         },
-        showlegend=series.named,
+        # A legend shows a trace's first mark, which may be hollow: there it has a line of its own.
+        showlegend=series.named and not any(hollow),
+        legendgroup=series.name,
         hoverinfo="skip" if front_line else None,
         hovertemplate=None if front_line else "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
+    )
+
+
+def _look(series: Series, index: int) -> tuple[str, str]:
+    """Colour and symbol."""
+    look = index if series.colour is None else series.colour
+    return COLOURS[look % len(COLOURS)], SYMBOLS[(look + look // len(COLOURS)) % len(SYMBOLS)]
+
+
+def _hollow(series: Series) -> list[bool]:
+    """Which marks are not surely on the front."""
+    return [point.front is not None and point.front < 0.5 for point in series.points]
+
+
+def _key(series: Series, index: int) -> Any:
+    """The series' line in the legend, with a full mark."""
+    import plotly.graph_objects as go
+
+    colour, symbol = _look(series, index)
+    marker = {"color": colour, "size": 9, "symbol": symbol}
+    return go.Scatter(
+        name=series.name,
+        x=[None],
+        y=[None],
+        mode="markers",
+        marker=marker,
+        legendgroup=series.name,
     )
 
 
@@ -128,7 +192,7 @@ def _grid(drawn: Any, figure: Figure) -> int:
             z=[[found[d, r][2] if (d, r) in found else None for r in right] for d in down],
             text=[[text.replace("\n", "<br>") for text in row] for row in texts],
             texttemplate="%{text}",
-            textfont={"color": "#1d1d1f"},
+            textfont={"color": "#1d1d1f", "size": 11},
             hovertemplate="%{y}, %{x}<br>%{text}<extra></extra>",
             # Pale throughout: the text stands on it.
             colorscale=[[0, "#fff7e0"], [1, "#f0a830"]],

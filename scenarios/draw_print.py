@@ -9,9 +9,12 @@ from typing import Any
 
 from edge_runtime.files import write_whole
 from scenarios.figures import COLOURS, MARKS, Figure
+from scenarios.labels import labels, ticks
 
-MOST_LABELS = 14
-"""With more marks than these, names on the marks lie upon each other."""
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+"""Of joined series in turn: where two coincide, both are seen."""
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++", "---")
+"""Of stacked series, for a print without colours."""
 
 
 def save(figure: Figure, folder: Path) -> list[Path]:
@@ -92,7 +95,8 @@ def _marks(figure: Figure, axes: Any) -> None:
         axes.plot(
             x,
             y,
-            mark + ("-" if series.joined else ""),
+            marker=mark,
+            linestyle=DASHES[index % len(DASHES)] if series.joined else "none",
             color=colour,
             markersize=5,
             linewidth=1.2,
@@ -103,7 +107,6 @@ def _marks(figure: Figure, axes: Any) -> None:
         for point in points:
             if _weak(point):
                 axes.plot(point.x, point.y, mark, color=colour, markersize=3, mfc="white")
-    _names(figure, axes)
     if figure.x_names:
         turned = max(len(name) for name in figure.x_names) * len(figure.x_names) > 80
         axes.set_xticks(
@@ -115,6 +118,7 @@ def _marks(figure: Figure, axes: Any) -> None:
         )
         axes.set_xlim(-0.6, len(figure.x_names) - 0.4)
     _scales(figure, axes)
+    _names(figure, axes)
     axes.grid(alpha=0.3)
     if sum(series.named for series in figure.series) > 1:
         axes.legend(
@@ -136,40 +140,34 @@ def _weak(point: Any) -> bool:
 
 
 def _names(figure: Figure, axes: Any) -> None:
-    """Each arm's name at its mark; where there are too many, along the last front alone."""
-    shown = [p for series in figure.series if not series.joined for p in series.points]
-    fronts = [series for series in figure.series if series.joined and not series.named]
-    if figure.x_names or any(s.joined and s.named for s in figure.series):
-        return
-    if len({p.label for p in shown}) < 2 or all(
-        s.name == p.label for s in figure.series for p in s.points
-    ):
-        return
-    if len(shown) > MOST_LABELS:
-        shown = list(fronts[-1].points) if fronts else []
-    for order, point in enumerate(sorted(shown, key=lambda p: (p.x, p.y))):
-        up = order % 2 == 0
+    """Each arm's name at its mark, where there is room."""
+    inches = axes.figure.get_size_inches()
+    for label in labels(figure, width=64 * inches[0], height=54 * inches[1], font=6.5):
+        point, away = label.point, 7.2 * label.rows
         axes.annotate(
             point.label,
             (point.x, point.y),
-            (6, 4 if up else -9),
+            (5 if label.right else -5, 3 + away if label.up else -3 - away),
             textcoords="offset points",
+            ha="left" if label.right else "right",
+            va="bottom" if label.up else "top",
             fontsize=6.5,
         )
 
 
 def _scales(figure: Figure, axes: Any) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     for log, which in ((figure.x_log, "x"), (figure.y_log, "y")):
         if not log:
             continue
         getattr(axes, f"set_{which}scale")("log")
         axis = getattr(axes, f"{which}axis")
-        # 1, 2, 5 and so on, as numbers: powers of ten alone say too little over one decade.
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+        shown = getattr(axes, f"get_{which}lim")()
+        # As numbers: powers of ten alone say too little over one decade.
+        axis.set_ticks([at for at in ticks(*shown) if shown[0] <= at <= shown[1]])
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_locator(NullLocator())
         axis.set_tick_params(labelsize=8)
 
 
@@ -198,7 +196,16 @@ def _bars(figure: Figure, axes: Any) -> None:
     for index, series in enumerate(figure.series):
         colour = COLOURS[(index if series.colour is None else series.colour) % len(COLOURS)]
         high = [point.y for point in series.points]
-        axes.bar([p.x for p in series.points], high, bottom=bottom, color=colour, label=series.name)
+        axes.bar(
+            [p.x for p in series.points],
+            high,
+            bottom=bottom,
+            color=colour,
+            label=series.name,
+            hatch=HATCHES[index % len(HATCHES)],
+            edgecolor="white",
+            linewidth=0,
+        )
         bottom = [low + more for low, more in zip(bottom, high, strict=True)]
     axes.grid(alpha=0.3, axis="y")
     axes.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)

@@ -139,8 +139,9 @@ def _shown(answers: list[tuple[str, dict[str, Any]]]) -> list[str]:
     sections = [
         "<h2>Answers, token by token</h2>",
         '<p class="small">Colour: how much likelier steering made a token; underlined: the cloud '
-        "alone would have said something else (point at it). Bars: where each token's time went; "
-        'the same as a <a href="trace.json">trace</a> for Perfetto.</p>',
+        "alone would have said something else (point at it). Bars: where each token's time went, "
+        "from below in the order of the keys; the same as a "
+        '<a href="trace.json">trace</a> for Perfetto.</p>',
         timeline.legend(parts),
     ]
     for number, (name, answer) in enumerate(answers, 1):

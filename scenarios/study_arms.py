@@ -19,7 +19,6 @@ UNITS = {
     "arrivals_per_s": "{}/s",
     "devices": "{} phones",
     "align": "align {}",
-    "placement": "steered on the {}",
     "seed": "seed {}",
 }
 SAMPLES = ("case", "seed")
@@ -91,6 +90,8 @@ def none(value: object) -> bool:
 def shown(value: object, axis: str = "") -> str:
     """An axis's value for people, with its unit where that says what it is; a file by its name."""
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    if axis == "placement":
+        return f"steered {'in' if text == 'cloud' else 'on'} the {text}"
     if axis in UNITS:
         return UNITS[axis].format(text)
     if "/" in text:

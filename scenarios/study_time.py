@@ -209,7 +209,7 @@ def privacy(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
             spent = mean(here["token_ms"].to_numpy())
             points.append(
                 Point(
-                    *(spent.value, bits.value, f"{shown(link)} · {name}", bits.low, bits.high),
+                    *(spent.value, bits.value, shown(link), bits.low, bits.high),
                     *(spent.low, spent.high),
                 )
             )
@@ -233,11 +233,9 @@ def _length(tokens: str) -> int:
 
 
 def _over(rows: pd.DataFrame) -> str:
-    cases = rows["case"].nunique() if "case" in rows else 1
-    seeds = rows["seed"].nunique() if "seed" in rows else 1
-    if cases * seeds < 2:
-        return "One case and one seed: no interval."
-    return f"Bars: 90 % intervals over {cases} cases and {seeds} seeds (1: not varied)."
+    counted = {name: rows[name].nunique() for name in SAMPLES if name in rows}
+    over = " and ".join(f"{count} {name}s" for name, count in counted.items() if count > 1)
+    return f"Bars: 90 % intervals over {over}." if over else "One case and one seed: no interval."
 
 
 def _wide(series: Sequence[Series]) -> bool:
