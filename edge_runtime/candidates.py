@@ -39,7 +39,7 @@ class CandidateSet:
     @property
     def best(self) -> int:
         """The most probable token; of equals the one with the lowest id."""
-        return int(self.ids[int(np.argmax(self.logprobs))])
+        return int(self.ids[self.logprobs.argmax()])
 
 
 class Codec(Protocol):
@@ -95,7 +95,8 @@ class Full:
 def best_ids(logprobs: Floats, k: int) -> Ids:
     """The ids of the min(k, V) best of `logprobs` [V], ascending; of equals at the edge the lower
     ones, so that bytes are reproducible."""
-    k = min(k, len(logprobs))
+    if k >= len(logprobs):
+        return np.arange(len(logprobs))
     edge = np.partition(logprobs, len(logprobs) - k)[len(logprobs) - k]
     above = np.flatnonzero(logprobs > edge)
     at = np.flatnonzero(logprobs == edge)[: k - len(above)]

@@ -14,7 +14,7 @@ On 20 recorded answers a gain (docs/schedules.md) this costs 0.25 nats a token a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +33,7 @@ NEVER = 1e-9
 Weights = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """A token that the device may take, the logarithm of its chance, and what to believe then."""
 
     token: int
@@ -42,30 +41,39 @@ class Choice:
     belief: Belief
 
 
-@dataclass(frozen=True, slots=True)
-class Belief:
+class Belief(NamedTuple):
     """`weights` [len(POWERS)], summing to one."""
 
-    weights: Weights = field(default_factory=lambda: EQUAL)
+    weights: Weights = EQUAL
 
     def choices(self, base: CandidateSet, most: int) -> list[Choice]:
         """The `most` likeliest tokens after `base`, best first; of equals the lower id."""
         at, each = _chances(base)
         order = np.argsort(-base.logprobs[at], kind="stable")[:most]
-        return [self._choice(int(base.ids[at[index]]), each[:, index]) for index in order]
+        chances, moved = self._moved(each[:, order])
+        tokens = base.ids[at[order]].tolist()
+        beliefs = map(Belief, moved)
+        return list(map(Choice, tokens, map(math.log, chances), beliefs))
 
     def after(self, base: CandidateSet, token: int) -> Belief:
         """What to believe when the device took `token`."""
         at, each = _chances(base)
         found = np.flatnonzero(base.ids[at] == token)
         index = int(found[0]) if len(found) else int(np.argmin(base.logprobs[at]))
-        return self._choice(token, each[:, index]).belief
+        _, moved = self._moved(each[:, [index]])
+        return Belief(moved[0])
 
-    def _choice(self, token: int, each: Weights) -> Choice:
-        joint = self.weights * (each + NEVER)
-        chance = float(joint.sum())
-        moved = (1 - SHARE) * joint / chance + SHARE * EQUAL
-        return Choice(token, math.log(chance), Belief(moved))
+    def _moved(self, each: Weights) -> tuple[list[float], Weights]:
+        """Of the tokens with chances `each` [len(POWERS), n] by power: what is believed of each
+        [n], and the weights after it [n, len(POWERS)]."""
+        joint = self.weights * (each.T + NEVER)
+        chances = joint.sum(axis=1)
+        moved = (1 - SHARE) * joint / chances[:, None] + SHARE * EQUAL
+        return chances.tolist(), moved
+
+
+UNTOLD = Belief()
+"""Before the device has told anything."""
 
 
 def _chances(base: CandidateSet) -> tuple[npt.NDArray[np.int64], Weights]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from cloud_sim.model import ScoreRequest
 from cloud_sim.session.cache import Cache
-from cloud_sim.session.odds import Belief
+from cloud_sim.session.odds import UNTOLD, Belief
 from edge_runtime.candidates import CandidateSet
 
 
@@ -42,13 +42,13 @@ class Node:
     """Logarithm, since the answer began: only differences mean anything."""
     off_main: int = 0
     """Steps since its path left the cloud's own best tokens."""
+    belief: Belief = UNTOLD
+    """Of what the device does, if the answer goes this way."""
     row: Row | None = None
     base: CandidateSet | None = None
     payload: bytes = b""
     children: dict[int, Node] = field(default_factory=dict)
     alive: bool = True
-    belief: Belief = field(default_factory=Belief)
-    """Of what the device does, if the answer goes this way."""
 
 
 class Tree:
@@ -108,11 +108,9 @@ class Tree:
         node.payload, node.base = payload, base
         self._frontier.pop(node, None)
         best = base.best
-        for choice in node.belief.choices(base, most):
-            token = choice.token
+        for token, chance, belief in node.belief.choices(base, most):
             side = node.off_main + 1 if node.off_main or token != best else 0
-            child = Node(node, token, node.position + 1, node.chance + choice.chance, side)
-            child.belief = choice.belief
+            child = Node(node, token, node.position + 1, node.chance + chance, side, belief)
             node.children[token] = child
             if token not in self._end_ids:
                 self._frontier[child] = None
