@@ -181,6 +181,9 @@ def _table(rows: dict[str, Any]) -> Table:
 def _cell(figure: dict[str, float] | None, scale: int, unit: str) -> str:
     if figure is None:
         return ""
-    form = ".0f" if unit else ".3f"
-    value, low, high = (figure[k] * scale for k in ("value", "low", "high"))
-    return f"{value:{form}}{unit} [{low:{form}}, {high:{form}}]"
+    digits = 0 if unit else 3
+    # + 0.0: what is rounded to nothing has no sign.
+    value, low, high = (
+        f"{round(figure[k] * scale, digits) + 0.0:.{digits}f}" for k in ("value", "low", "high")
+    )
+    return f"{value}{unit} [{low}, {high}]"

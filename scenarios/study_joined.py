@@ -42,29 +42,33 @@ def read_quality(path: Path) -> dict[Method, dict[str, Any]]:
 def joined(
     rows: pd.DataFrame, varied: Sequence[str], quality: dict[Method, dict[str, Any]]
 ) -> list[Figure]:
-    """Gap captured against time per token, a figure for each link and device.
+    """Gap captured against time per token, a figure for each link and device, by round trip.
 
     Raises `UsageError` when no rule of the times has a quality.
     """
-    split = [axis for axis in ("network", "rtt_ms", "device", "cloud") if axis in varied]
+    split = [axis for axis in ("network", "device", "cloud") if axis in varied]
+    trips = [axis for axis in ("rtt_ms",) if axis in varied]
     figures = []
     for number, (world, within) in enumerate(arms(rows, split), 1):
-        points = []
-        for name, part in arms(within, others(varied, *split)):
-            rule = method(str(part["method"].iloc[0]), float(part["gain"].iloc[0]))
-            known = next((row for q, row in quality.items() if _same(q, rule)), None)
-            if known is None:
-                continue
-            spent, gap = mean(part["token_ms"].to_numpy()), known["gap_captured"]
-            points.append(
-                Point(
-                    *(spent.value, gap["value"], name or rule.name, gap["low"], gap["high"]),
-                    *(spent.low, spent.high),
+        lines = {}
+        for trip, here in arms(within, trips):
+            points = []
+            for name, part in arms(here, others(varied, *split, *trips)):
+                rule = method(str(part["method"].iloc[0]), float(part["gain"].iloc[0]))
+                known = next((row for q, row in quality.items() if _same(q, rule)), None)
+                if known is None:
+                    continue
+                spent, gap = mean(part["token_ms"].to_numpy()), known["gap_captured"]
+                points.append(
+                    Point(
+                        *(spent.value, gap["value"], name or rule.name, gap["low"], gap["high"]),
+                        *(spent.low, spent.high),
+                    )
                 )
-            )
-        if points:
-            at = "" if world == "all" else f": {world}"
-            figures.append(_figure(number, at, points))
+            if points:
+                lines["arms" if trip == "all" else trip] = points
+        if lines:
+            figures.append(_figure(number, "" if world == "all" else f": {world}", lines))
     if not figures:
         raise UsageError(
             "--quality",
@@ -75,20 +79,22 @@ def joined(
     return figures
 
 
-def _figure(number: int, at: str, points: list[Point]) -> Figure:
-    front: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.x, -p.y)):
-        if not front or point.y > front[-1].y:
-            front.append(point)
+def _figure(number: int, at: str, lines: dict[str, list[Point]]) -> Figure:
+    """A front for each round trip."""
+    series = []
+    for colour, (name, points) in enumerate(lines.items()):
+        front: list[Point] = []
+        for point in sorted(points, key=lambda p: (p.x, -p.y)):
+            if not front or point.y > front[-1].y:
+                front.append(point)
+        line = Series(f"{name}: front", tuple(front), joined=True, colour=colour, named=False)
+        series += [line, Series(name, tuple(points), colour=colour)]
     return Figure(
         f"quality-joined-{number}",
         f"Quality against time per token{at}",
         "ms per token (mean)",
         "share of the gap captured",
-        (
-            Series("front", tuple(front), joined=True, colour=0, named=False),
-            Series("arms", tuple(points), colour=0),
-        ),
+        tuple(series),
         note="Upper left is better. Time and quality are of different cases, so each has its own "
         "90 % interval and the front has none.",
         x_log=True,

@@ -197,14 +197,14 @@ def _text(found: Estimate | None, percent: bool) -> str:
         return ""
     scale, unit = (100.0, " %") if percent else (1.0, "")
     values = [scale * one for one in (found.value, found.low, found.high)]
-    form = _form(values[0], percent)
-    value, low, high = (form.format(one) for one in values)
+    digits = _digits(values[0], percent)
+    # + 0.0: what is rounded to nothing has no sign.
+    value, low, high = (f"{round(one, digits) + 0.0:,.{digits}f}" for one in values)
     sure = found.cases < 2 or low == high == value
     return f"{value}{unit}" if sure else f"{value}{unit} [{low}, {high}]"
 
 
-def _form(value: float, percent: bool) -> str:
-    if percent:
-        return "{:.1f}"
+def _digits(value: float, percent: bool) -> int:
+    """Behind the point."""
     size = abs(value)
-    return "{:,.0f}" if size >= 1000 else "{:.1f}" if size >= 10 else "{:.3f}"
+    return 1 if percent else 0 if size >= 1000 else 1 if size >= 10 else 3

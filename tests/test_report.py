@@ -160,11 +160,11 @@ def test_quality_of_an_evaluation_stands_beside_the_times(tmp_path: Path) -> Non
     }
     told.write_text("progress\n" + json.dumps(rows) + "\n")
     made = write_report(folder, quality=told)
-    # Two links and two round trips: four worlds.
+    # A figure for each of two links, with two round trips.
     drawn = sorted(path.name for path in made.figures if "joined" in path.name)
-    assert len(drawn) == 4 * 3
+    assert len(drawn) == 2 * 3
     lines = (folder / "figures" / "quality-joined-1.csv").read_text().splitlines()
-    assert [line.split(",")[2] for line in lines[1:] if line.startswith("arms")] == ["0.5", "0.2"]
+    assert [line.split(",")[2] for line in lines[1:] if line.startswith("10 ms,")] == ["0.5", "0.2"]
     told.write_text("{}")
     with pytest.raises(UsageError, match="none of the study's rules"):
         write_report(folder, quality=told)
