@@ -5,8 +5,8 @@
 Real: driver, WebSocket, shaper, server and session on loopback; both models are a recording
 (`benchmarks.record_answers`), and where one would compute, the real side sleeps for what the cost
 model charges: a published phone and a published cloud. Simulated: the same generators in SimPy.
-What threads, event loops and sockets take is measured where no link is and charged: per token on
-the device, per pass and row in the cloud, per frame waited for, per connection.
+What threads, event loops, sockets and sessions take is measured where no link is and charged
+(`HostCosts`). Server and device run in processes of their own.
 Frames that run-ahead sends in vain depend on who is first by a millisecond, so bytes may differ
 there; tokens may not. Run it on a machine that does nothing else.
 """
@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.recordings import RecordedCloud, RecordedDevice, Recording
-from cloud_sim.live.server import running
-from cloud_sim.model import ScoreRequest
+from benchmarks.recorded_server import Pass, Served, served
+from benchmarks.recordings import RecordedDevice, Recording
 from cloud_sim.net.links import ConstantDelay, Link
 from cloud_sim.net.rates import ConstantRate
 from cloud_sim.net.shaper import shaped
@@ -37,7 +37,7 @@ from cloud_sim.sim.simulate import NO_HOST, Exchange, Host
 from cloud_sim.sim.validate import TRANSPORT, paced
 from cloud_sim.sim.waiting import Clock
 from edge_runtime.connections.websocket import answer
-from edge_runtime.schedules.actions import Load, Schedule
+from edge_runtime.schedules.actions import Schedule
 from edge_runtime.schedules.auto import auto
 from edge_runtime.schedules.draft import draft
 from edge_runtime.schedules.lockstep import lockstep
@@ -51,29 +51,6 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "draft, 2": partial(draft, draft_tokens=2),
     "auto": auto,
 }
-
-
-class PacedCloud(RecordedCloud):
-    """A recording that takes as long as `costs` says."""
-
-    def __init__(self, recording: Recording, costs: CloudCosts) -> None:
-        super().__init__(recording)
-        self._costs = costs
-        self.codec_called = lambda _: recording.codec
-
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Any]:
-        """As `RecordedCloud`, after the modelled time of the whole pass."""
-        began = time.monotonic()
-        results = super().score(requests)
-        load = Load(
-            rows=len(requests),
-            tokens=max(len(request.tokens) for request in requests),
-            past=max(request.keep for request in requests),
-        )
-        left = began + self._costs.ms(load) / 1e3 - time.monotonic()
-        if left > 0:
-            time.sleep(left)
-        return results
 
 
 MakeLinks = Callable[[int], tuple[Link, Link]]
@@ -99,17 +76,35 @@ class Costs:
     cloud: CloudCosts
     host: Host = NO_HOST
 
-    def with_host(
-        self, token_ms: float, pass_ms: float, row_ms: float, wait_ms: float, connect_ms: float
-    ) -> Costs:
-        """And what the host takes for a token, a pass, each further row of it (a frame to make,
-        send and read), a frame waited for, a connection."""
+    def with_host(self, host: HostCosts) -> Costs:
+        """And what the host takes."""
         line = self.cloud
         return Costs(
-            replace(self.device, steer_ms=self.device.steer_ms + token_ms),
-            replace(line, step_ms=line.step_ms + pass_ms, ms_per_row=line.ms_per_row + row_ms),
-            Host(wait_ms, connect_ms),
+            replace(self.device, steer_ms=self.device.steer_ms + host.token_ms),
+            replace(
+                line,
+                step_ms=line.step_ms + host.pass_ms,
+                ms_per_row=line.ms_per_row + host.row_ms,
+            ),
+            Host(host.wait_ms, host.frame_ms, host.connect_ms),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class HostCosts:
+    """What threads, event loops, sockets and the session's own work take, ms."""
+
+    token_ms: float
+    """On the device, per token."""
+    frame_ms: float
+    """On the device, per frame that comes down."""
+    wait_ms: float
+    """On the device, per frame that it waits for."""
+    connect_ms: float
+    pass_ms: float
+    """In the cloud, per pass: from its end to the beginning of the next."""
+    row_ms: float
+    """In the cloud, per further row of a pass: to think of it and to send its frame."""
 
 
 async def real(
@@ -117,13 +112,13 @@ async def real(
     recording: Recording,
     line: MakeLinks,
     costs: Costs,
+    server: Served,
     gain: float | None = None,
 ) -> Transcript:
     """One answer over sockets; with `gain` 0 the device agrees with the cloud throughout."""
-    with running(PacedCloud(recording, costs.cloud)) as server:
-        async with shaped(line, TRANSPORT, (server.host, server.port)) as (_, (name, port)):
-            schedule = make(RecordedDevice(recording, gain), recording.request())
-            return await answer(paced(schedule, costs.device), f"ws://{name}:{port}")
+    async with shaped(line, TRANSPORT, (server.host, server.port)) as (_, (name, port)):
+        schedule = make(RecordedDevice(recording, gain), recording.request())
+        return await answer(paced(schedule, costs.device), f"ws://{name}:{port}")
 
 
 def simulated(
@@ -153,29 +148,47 @@ def simulated(
     return exchange.result()
 
 
-def charged(costs: Costs, recording: Recording) -> Costs:
-    """`costs` and the host's own, from runs without a link: one that the device holds up, one that
-    the cloud holds up, and one that waits for each frame."""
-    quick_cloud, quick_device = CloudCosts(step_ms=2.0), DeviceCosts(step_ms=0.0)
+def host_costs(costs: Costs, recording: Recording) -> HostCosts:
+    """Measured where no link is, in three situations: the device holds everything up, the cloud
+    does, and they wait for each other. The links and schedules to be compared play no part."""
+    ahead, broad = partial(runahead, window=16), partial(runahead, window=16, branches=8)
+    quick_device, quick_cloud = DeviceCosts(step_ms=0.0), CloudCosts(step_ms=2.0)
 
-    def extra(make: Callable[..., Schedule], costs: Costs) -> tuple[float, float]:
-        took = asyncio.run(real(make, recording, no_link, costs, gain=0.0))
-        ideal = simulated(make, recording, no_link, costs, gain=0.0)
+    def extra(
+        make: Callable[..., Schedule], costs: Costs, server: Served, gain: float | None
+    ) -> tuple[Transcript, float, float]:
+        took = asyncio.run(real(make, recording, no_link, costs, server, gain))
+        ideal = simulated(make, recording, no_link, costs, gain)
         token_ms = float(np.median(took.token_ms) - np.median(ideal.token_ms))
-        return max(0.0, token_ms), max(0.0, took.ttft_ms - ideal.ttft_ms)
+        return took, max(0.0, token_ms), max(0.0, took.ttft_ms - ideal.ttft_ms)
 
-    ahead = partial(runahead, window=16)
-    token_ms, _ = extra(ahead, Costs(costs.device, quick_cloud))
-    pass_ms, _ = extra(ahead, Costs(quick_device, costs.cloud))
-    broad_ms, _ = extra(partial(ahead, branches=8), Costs(quick_device, costs.cloud))
-    row_ms = max(0.0, broad_ms - pass_ms) / 7
-    wait_ms, connect_ms = extra(lockstep, costs)
+    held_up = Costs(costs.device, quick_cloud)
+    with served(recording, quick_cloud) as server:
+        one, token_ms, _ = extra(ahead, held_up, server, 0.0)
+        many, all_ms, _ = extra(broad, held_up, server, None)
+    frames = (many.downlink_frames - one.downlink_frames) / len(recording.tokens)
+    frame_ms = max(0.0, all_ms - token_ms) / frames
+    with served(recording, costs.cloud) as server:
+        server_holds_up = Costs(quick_device, costs.cloud)
+        for _ in range(3):
+            asyncio.run(real(broad, recording, no_link, server_holds_up, server))
+        pass_ms, row_ms = between_passes(server.passes())
+        _, wait_ms, connect_ms = extra(lockstep, costs, server, 0.0)
     wait_ms = max(0.0, wait_ms - token_ms - pass_ms)
-    print(
-        f"host, ms: {token_ms:.2f} a token, {pass_ms:.2f} a pass, {row_ms:.2f} a row, "
-        f"{wait_ms:.2f} a frame waited for, {connect_ms:.1f} to connect\n"
-    )
-    return costs.with_host(token_ms, pass_ms, row_ms, wait_ms, connect_ms)
+    return HostCosts(token_ms, frame_ms, wait_ms, connect_ms, pass_ms, row_ms)
+
+
+def between_passes(passes: Sequence[Pass]) -> tuple[float, float]:
+    """What passes that follow each other take beyond their cost: with one row, and with each
+    further one. Medians, since a session that has nothing to guess waits as well."""
+    beyond: dict[int, list[float]] = {}
+    for this, after in pairwise(passes):
+        beyond.setdefault(this.rows, []).append(after.began_ms - this.began_ms - this.cost_ms)
+    rows = np.array(sorted(beyond))
+    medians = [np.median(beyond[n]) for n in rows]
+    weights = [math.sqrt(len(beyond[n])) for n in rows]
+    row_ms, pass_ms = np.polyfit(rows - 1, medians, 1, w=weights)
+    return float(pass_ms), max(0.0, float(row_ms))
 
 
 def figures(transcripts: list[Transcript]) -> tuple[float, float, float]:
@@ -198,7 +211,9 @@ def main() -> None:
     device_costs = device(chosen.device).costs(weights_mb=chosen.weights_mb, vocabulary=151_936)
     device_costs = replace(device_costs, prefill_ms_per_token=0.2)  # not what is compared here
     costs = Costs(device_costs, cloud(chosen.cloud).costs())
-    with_host = charged(costs, found[0])
+    host = host_costs(costs, found[0])
+    print("host, ms:", ", ".join(f"{name} {ms:.2f}" for name, ms in asdict(host).items()), "\n")
+    with_host = costs.with_host(host)
     line = partial(links, chosen.rtt)
     print(
         "| schedule | tokens/s real | simulated | error | p50 ms real | simulated | error "
@@ -206,9 +221,15 @@ def main() -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     rounds: dict[str, list[list[Transcript]]] = {name: [] for name in SCHEDULES}
-    for _ in range(chosen.rounds):  # interleaved, so that a noisy minute hits every schedule
-        for name, make in SCHEDULES.items():
-            rounds[name].append([asyncio.run(real(make, r, line, costs)) for r in found])
+    with ExitStack() as stack:
+        servers = [stack.enter_context(served(r, costs.cloud)) for r in found]
+        for _ in range(chosen.rounds):  # interleaved, so that a noisy minute hits every schedule
+            for name, make in SCHEDULES.items():
+                runs = [
+                    asyncio.run(real(make, recording, line, costs, server))
+                    for recording, server in zip(found, servers, strict=True)
+                ]
+                rounds[name].append(runs)
     for name, make in SCHEDULES.items():
         virtual = [simulated(make, r, line, with_host) for r in found]
         measured = np.median([figures(runs) for runs in rounds[name]], axis=0)

@@ -11,6 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from benchmarks.live_schedules import between_passes
+from benchmarks.recorded_server import Pass
 from cloud_sim.cli_validate import BEGIN, END, page, table
 from cloud_sim.net.links import ConstantDelay, Link
 from cloud_sim.net.rates import ConstantRate
@@ -71,8 +75,9 @@ def test_a_scenario_over_real_sockets_is_the_simulated_one() -> None:
         # A step alone on the cloud, the head, the rule, and the round trip.
         least = 10 + CLOUD.step_ms(1) + 2.5
         assert theirs.token_ms.min() >= least - 0.5
-    slower = simulated(scenario, Host(token_ms=3.0, connect_ms=5.0))
-    assert figures(slower)["token_ms_p50"] >= figures(virtual)["token_ms_p50"] + 2.9
+    for host in (Host(token_ms=3.0, connect_ms=5.0), Host(frame_ms=3.0)):
+        slower = simulated(scenario, host)
+        assert figures(slower)["token_ms_p50"] >= figures(virtual)["token_ms_p50"] + 2.9
 
 
 def test_the_five_scenarios_and_their_table(tmp_path: Path) -> None:
@@ -88,7 +93,7 @@ def test_the_five_scenarios_and_their_table(tmp_path: Path) -> None:
         "scenario": "s", **zero, "without_host": zero, "bytes_error": 0, "same_tokens": True,
         "real": ours, "simulated": ours,
     }  # fmt: skip
-    text = table([row], Host(1.0, 2.0), 3, "made")
+    text = table([row], Host(1.0, connect_ms=2.0), 3, "made")
     out = tmp_path / "validation.md"
     out.write_text(f"# mine\n\nbefore\n{BEGIN}\nold\n{END}\nafter\n")
     new = page(text, out)
@@ -117,3 +122,13 @@ def test_the_shape_verb_listens_and_says_where() -> None:
     wrong = subprocess.run([*command, "nowhere"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert re.search(r"--to: not an address \(got nowhere; allowed HOST:PORT\)", wrong.stderr)
+
+
+def test_what_follows_a_pass_is_told_by_its_rows() -> None:
+    """1.5 ms, and 0.2 for each further row; a session that had to wait once changes nothing."""
+    passes, now = [], 0.0
+    for number in range(60):
+        rows = (1, 8, 4)[number % 3]
+        passes.append(Pass(now, rows, 10.0 + rows))
+        now += 10.0 + rows + 1.5 + 0.2 * (rows - 1) + (50.0 if number == 30 else 0.0)
+    assert between_passes(passes) == pytest.approx((1.5, 0.2))

@@ -57,6 +57,8 @@ class Host:
 
     token_ms: float = 0.0
     """Per frame that was waited for."""
+    frame_ms: float = 0.0
+    """Per frame that came down, waited for or not."""
     connect_ms: float = 0.0
     """Per connection."""
 
@@ -170,7 +172,7 @@ class Exchange:
     def _device_moves(self) -> Moves:
         clock, transcript, inbox = self._clock, self.transcript, self._device_inbox
         frames, records, go_on = inbox.frames, transcript.records, self._device.go_on
-        move, cost_ms = self._schedule.send, self._costs.ms
+        move, cost_ms, host = self._schedule.send, self._costs.ms, self._host
         # Read anew after each wait: in between no time goes by.
         now_ms = start_ms = clock.now
         parts = TokenClock(start_ms, ClockOffset(0.0))
@@ -229,9 +231,10 @@ class Exchange:
                 continue
             (frame, stamp), arrived = frames.popleft()
             parts.received(began, now_ms, arrived, stamp)
+            # Nothing claims the host's time, so the token's clock calls it the host's.
+            ahead = host.frame_ms
             if now_ms > began:
-                # Nothing claims this, so the token's clock calls it the host's.
-                ahead = self._host.token_ms
+                ahead += host.token_ms
                 transcript.round_trips += asked
             asked = False
             reply = Arrival(frame, arrived)

@@ -243,7 +243,7 @@ def host(rounds: int = 3) -> Host:
 
     token_ms = extra("token_ms_p50")
     with_token = figures(simulated(bare, Host(token_ms)))["ttft_ms"] - ideal["ttft_ms"]
-    return Host(token_ms, max(0.0, extra("ttft_ms") - with_token))
+    return Host(token_ms, connect_ms=max(0.0, extra("ttft_ms") - with_token))
 
 
 def compare(scenario: Scenario, host: Host, rounds: int = 3) -> Comparison:
