@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from scenarios.figures import Figure, Point, Series
 from scenarios.metrics import ratio
 from scenarios.study_arms import arms, gap, others
+from scenarios.study_table import written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,10 +38,11 @@ def quality(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         "gap-captured",
         "Share of the gap to an informed cloud that is captured",
         "gain" if by_gain else "",
-        "share of the gap (1: the cloud with the note; 0: without)",
+        "share of the gap captured",
         tuple(series),
         x_names=names,
-        note=f"Teacher-forced on {rows['case'].nunique()} references; 90 % intervals over cases.",
+        note="1: as the cloud with the note; 0: as the cloud without. Teacher-forced on "
+        f"{rows['case'].nunique()} references; 90 % intervals over cases.",
     )
 
 
@@ -87,19 +89,14 @@ def sizes(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         size = ratio((part["payload_bytes"] * tokens).to_numpy(), tokens)
         share = size.value / float(part["full_bytes"].iloc[0])
         cells += [
-            (
-                name,
-                "bytes a prediction",
-                0.0,
-                f"{size.value:,.0f} [{size.low:,.0f}, {size.high:,.0f}]",
-            ),
+            (name, "bytes a prediction", 0.0, written(size)),
             (name, "of full fp16", 0.0, f"{share:.2%}"),
-            (name, "same steered token", 1 - same.value, _percent(same)),
-            (name, "reference tokens sent", 1 - sent.value, _percent(sent)),
-            (name, "gap lost, points", max(0.0, loss.value), _percent(loss, "")),
+            (name, "same steered token", 1 - same.value, written(same, percent=True)),
+            (name, "reference tokens sent", 1 - sent.value, written(sent, percent=True)),
+            (name, "of the gap lost", max(0.0, loss.value), written(loss, percent=True)),
         ]
         if "encode_us" in part:
-            cells.append((name, "encode, µs", 0.0, f"{part['encode_us'].median():.0f}"))
+            cells.append((name, "encode, µs", 0.0, f"{part['encode_us'].median():,.0f}"))
     return Figure(
         "codecs",
         "What each codec keeps",
@@ -110,11 +107,6 @@ def sizes(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         note="90 % intervals over cases; darker: more is lost. Tokens that were not sent keep the "
         "probability that the cloud gives them.",
     )
-
-
-def _percent(found: object, unit: str = " %") -> str:
-    value, low, high = (100 * getattr(found, name) for name in ("value", "low", "high"))
-    return f"{value:.1f}{unit} [{low:.1f}, {high:.1f}]"
 
 
 def _once(rows: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:

@@ -75,14 +75,14 @@ def table(
             for name, one in figures:
                 found = _estimate(part, one)
                 cell = {"figure": name, **dict((*line, *place)), **_numbers(found)}
-                texts.append(_text(found, one.percent))
+                texts.append(written(found, one.percent))
                 if base and base in (*line, *place):
                     texts.append("")
                 elif base:
                     other = _at(rows, (*[at for at in (*line, *place) if at[0] != base[0]], base))
                     less = _difference(part, other, one)
                     cell |= {f"less_{key}": value for key, value in _numbers(less).items()}
-                    texts.append(_text(less, one.percent))
+                    texts.append(written(less, one.percent))
                 cells.append(cell)
         lines.append(tuple(texts))
     keys = [name for name in SAMPLES if name in rows and rows[name].nunique() > 1]
@@ -164,7 +164,8 @@ def _sums(part: pd.DataFrame, one: Shown) -> pd.DataFrame:
     found = part[[name for name in SAMPLES if name in part]].assign(
         above=one.above(part), below=one.below(part)
     )
-    return found.groupby([name for name in SAMPLES if name in part]).sum()
+    # In the study's order: every interval over the same cases draws the same resamples.
+    return found.groupby([name for name in SAMPLES if name in part], sort=False).sum()
 
 
 def _estimate(part: pd.DataFrame, one: Shown) -> Estimate | None:
@@ -180,8 +181,9 @@ def _difference(part: pd.DataFrame, other: pd.DataFrame, one: Shown) -> Estimate
     if not len(part) or not len(other):
         return None
     mine, base = _sums(part, one), _sums(other, one)
-    if not mine.index.equals(base.index):
+    if len(mine) != len(base) or not mine.index.isin(base.index).all():
         return None
+    base = base.reindex(mine.index)
     first, second = ((sums["above"].to_numpy(), sums["below"].to_numpy()) for sums in (mine, base))
     return difference(first, second)
 
@@ -192,7 +194,8 @@ def _numbers(found: Estimate | None) -> dict[str, Any]:
     return {**found.dict(), "samples": found.cases}
 
 
-def _text(found: Estimate | None, percent: bool) -> str:
+def written(found: Estimate | None, percent: bool = False) -> str:
+    """A figure with its interval, where it has one, for people."""
     if found is None:
         return ""
     scale, unit = (100.0, " %") if percent else (1.0, "")
@@ -207,4 +210,6 @@ def _text(found: Estimate | None, percent: bool) -> str:
 def _digits(value: float, percent: bool) -> int:
     """Behind the point."""
     size = abs(value)
-    return 1 if percent else 0 if size >= 1000 else 1 if size >= 10 else 3
+    if percent:
+        return 2 if 0 < size < 0.95 else 1
+    return 0 if size >= 1000 else 1 if size >= 10 else 3

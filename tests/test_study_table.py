@@ -14,7 +14,7 @@ from edge_runtime.errors import UsageError
 from scenarios.metrics import Estimate, difference, ratio
 from scenarios.store import Store
 from scenarios.study_sums import FIGURES
-from scenarios.study_table import _text, only, table
+from scenarios.study_table import only, table, written
 
 CASES, LINKS = ("a", "b", "c", "d"), ("5g", "lte")
 
@@ -97,9 +97,9 @@ def test_the_page_form_has_a_cell_for_every_figure(rows: pd.DataFrame) -> None:
 
 
 def test_small_figures_keep_their_sign_and_nothing_has_none() -> None:
-    assert _text(Estimate(-0.05, -0.06, 0.0, 4), percent=False) == "-0.050 [-0.060, 0.000]"
-    assert _text(Estimate(-1e-9, -0.012, 0.2, 4), percent=True) == "0.0 % [-1.2, 20.0]"
-    assert _text(Estimate(1234.5, 1234.5, 1234.5, 1), percent=False) == "1,234"
+    assert written(Estimate(-0.05, -0.06, 0.0, 4), percent=False) == "-0.050 [-0.060, 0.000]"
+    assert written(Estimate(-1e-9, -0.012, 0.2, 4), percent=True) == "0.00 % [-1.20, 20.00]"
+    assert written(Estimate(1234.5, 1234.5, 1234.5, 1), percent=False) == "1,234"
 
 
 def test_only_needs_a_value_that_is_there(rows: pd.DataFrame) -> None:
