@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +18,7 @@ from edge_runtime.errors import UsageError
 if TYPE_CHECKING:
     from edge_runtime.assembly import AnyDevice, Plan, Stranger
     from edge_runtime.budget import Budget
+    from edge_runtime.connections.openai import Language
     from edge_runtime.schedules.exchange import Request
     from edge_runtime.steering import Method
     from edge_runtime.text import Text
@@ -131,9 +133,16 @@ def generate(
         print("generate: --method upload sends the private note to the cloud.", file=sys.stderr)
     try:
         if rule.asks_cloud:
-            token = _secret(token_file)
-            ask = partial(_ask_openai, spoken) if cloud.startswith("openai:") else _ask
-            transcript = ask(plan, device, request, cloud, token, rule, show, pad_to)
+            if not cloud:
+                raise UsageError(
+                    "generate",
+                    f"the method {rule.name} asks a cloud",
+                    todo="Name one with --cloud",
+                )
+            language = partial(_language, spoken, asked, device.end_ids)
+            ask = _asker(cloud, _secret(token_file), pad_to, plan, language)
+            made = plan.make(device, request)
+            transcript = asyncio.run(ask(made, on_token=show, method=rule.name, gain=rule.gain))
         else:
             transcript = _alone(device, opened.manifest.architecture.vocabulary_size, request, show)
     finally:
@@ -153,48 +162,16 @@ def generate(
         table(row)
 
 
-def _ask(
-    plan: Plan,
-    device: AnyDevice,
-    request: Request,
-    cloud: str,
-    token: str | None,
-    rule: Method,
-    show: Stream,
-    pad_to: int,
-) -> Transcript:
-    from edge_runtime.connections.websocket import answer
+def _asker(
+    cloud: str, key: str | None, pad_to: int, plan: Plan, language: Callable[[], Language]
+) -> Callable[..., Coroutine[Any, Any, Transcript]]:
+    """How to ask `cloud`: called with a schedule, and with who looks on."""
+    if not cloud.startswith("openai:"):
+        from edge_runtime.connections import websocket
 
-    if not cloud:
-        raise UsageError(
-            "generate", f"the method {rule.name} asks a cloud", todo="Name one with --cloud"
-        )
-    made = plan.make(device, request)
-    return asyncio.run(
-        answer(
-            made,
-            cloud,
-            token=token,
-            on_token=show,
-            method=rule.name,
-            gain=rule.gain,
-            pad_to=pad_to,
-        )
-    )
+        return partial(websocket.answer, url=cloud, token=key, pad_to=pad_to)
 
-
-def _ask_openai(
-    text: Text,
-    plan: Plan,
-    device: AnyDevice,
-    request: Request,
-    cloud: str,
-    token: str | None,
-    rule: Method,
-    show: Stream,
-    pad_to: int,
-) -> Transcript:
-    from edge_runtime.connections.openai import Language, answer
+    from edge_runtime.connections import openai
 
     if plan.schedule in ("draft", "auto"):
         raise UsageError(
@@ -205,6 +182,13 @@ def _ask_openai(
         )
     if pad_to:
         raise UsageError("--pad-to", "frames can be padded to costeer serve only", got=pad_to)
+    return partial(openai.answer, url=cloud, language=language(), key=key)
+
+
+def _language(text: Text, query: str, end_ids: Iterable[int]) -> Language:
+    """The prompt and the vocabulary, for a server that knows only tokens."""
+    from edge_runtime.connections.openai import Language
+
     known: dict[str, int] = {}
 
     def find(piece: str) -> int | None:
@@ -213,12 +197,7 @@ def _ask_openai(
                 known[text.decode([index], skip_special=False)] = index
         return known.get(piece)
 
-    prompt = text.prompts(request.query).agnostic
-    language = Language(prompt, find, tuple(sorted(device.end_ids)))
-    made = plan.make(device, request)
-    return asyncio.run(
-        answer(made, cloud, language, key=token, on_token=show, method=rule.name, gain=rule.gain)
-    )
+    return Language(text.prompts(query).agnostic, find, tuple(sorted(end_ids)))
 
 
 def _alone(device: AnyDevice, vocabulary_size: int, request: Request, show: Stream) -> Transcript:

@@ -11,10 +11,17 @@ cloud's is therefore charged to the device only as far as it was what the user w
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 from edge_runtime.schedules.actions import Kind
 from edge_runtime.wire import Stamp
+
+
+def now_ms() -> float:
+    """The clock of everything that runs in real time: monotonic, its zero means nothing."""
+    return time.monotonic() * 1e3
 
 
 class Parts(msgspec.Struct):

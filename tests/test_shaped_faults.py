@@ -21,6 +21,7 @@ from cloud_sim.net.shaper import Shaper, shaped
 from cloud_sim.net.streams import stream
 from cloud_sim.net.transport import TCP
 from cloud_sim.session import session
+from edge_runtime import timing
 from edge_runtime.candidates import codec
 from edge_runtime.connections import realtime, websocket
 from edge_runtime.connections.direct import run_direct
@@ -230,7 +231,7 @@ async def test_a_clock_that_jumps(
 ) -> None:
     """By an hour, at the eighth token, as after a laptop's sleep: a token may count as late, but
     the answer goes on, and is the undisturbed one where nobody minds."""
-    real, skew, seen = realtime.now_ms, [0.0], [0]
+    real, skew, seen = timing.now_ms, [0.0], [0]
 
     def now_ms() -> float:
         return real() + skew[0]

@@ -16,11 +16,12 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from cloud_sim.live.engine import Engine, Scored
-from cloud_sim.live.inbox import Gone, Inbox, Problem, now_ms, refusal
+from cloud_sim.live.inbox import Gone, Inbox, Problem, refusal
 from cloud_sim.live.limits import ServerLimits
 from cloud_sim.model import ScoreBatch, ScoreRequest
 from edge_runtime import wire
 from edge_runtime.schedules.actions import Arrival, Compute, Receive, Send, Session
+from edge_runtime.timing import now_ms
 
 POLICY_VIOLATION = 1008
 """WebSocket close code after a refusal; the reason is the refusal's code."""

@@ -12,7 +12,6 @@ not the engine.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from cloud_sim.model import CloudModel, Logprobs, ScoreBatch, ScoreRequest
+from edge_runtime.timing import now_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Engine:
         requests = (work,) if isinstance(work, ScoreRequest) else work.requests
         future: Future[Scored] = Future()
         guess = all(request.speculative for request in requests)
-        job = _Job(requests, single, future, time.monotonic() * 1e3, guess)
+        job = _Job(requests, single, future, now_ms(), guess)
         with self._changed:
             if self._stopped:
                 raise RuntimeError("the engine has been stopped")
@@ -194,7 +194,7 @@ class Engine:
         lingered = False
         while not self._stopped:
             here = sum(len(job.requests) for job in self._waiting)
-            left = self._muster.left_ms(here, time.monotonic() * 1e3)
+            left = self._muster.left_ms(here, now_ms())
             if left <= 0:
                 self._muster.began(here, lingered)
                 return
@@ -224,14 +224,14 @@ class Engine:
     def _pass(self, jobs: Sequence[_Job]) -> None:
         parts = [job.part(self._batching.chunk) for job in jobs]
         requests = [request for part in parts for request in part]
-        began = time.monotonic() * 1e3
+        began = now_ms()
         try:
             results: list[Logprobs] = self.model.score(requests)
         except BaseException as error:
             for job in jobs:
                 job.future.set_exception(error)
             return
-        ended = time.monotonic() * 1e3
+        ended = now_ms()
         self._count(requests, ended - began)
         self._muster.served({id(r.sequence) for r in requests}, ended - began, ended)
         at = 0

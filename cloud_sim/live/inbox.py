@@ -7,7 +7,6 @@ looks: `Gone`, or a `Problem` with the refusal that names it.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 
 from starlette.websockets import WebSocket
@@ -16,6 +15,7 @@ from cloud_sim.live.limits import ServerLimits
 from edge_runtime import wire
 from edge_runtime.errors import ConnectionFailed
 from edge_runtime.schedules.actions import Arrival, Timeout
+from edge_runtime.timing import now_ms
 
 
 class Gone(Exception):
@@ -123,8 +123,3 @@ class Inbox:
 def refusal(code: str, what: str, got: str = "", allowed: str = "", todo: str = "") -> wire.Refusal:
     """What the cloud tells a client whose session it ends; `code` is for programs."""
     return wire.Refusal(code, "cloud", what, got, allowed, todo)
-
-
-def now_ms() -> float:
-    """The driver's monotonic clock."""
-    return time.monotonic() * 1e3

@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager
 
 from cloud_sim.net.links import Link
 from cloud_sim.net.transport import Stream, Transport
+from edge_runtime import timing
 from edge_runtime.errors import EnvironmentFailure
 
 CHUNK_BYTES = 1 << 20
@@ -57,10 +58,8 @@ class WallTimers:
         self._thread = threading.Thread(target=self._run, name="costeer-shaper", daemon=True)
         self._thread.start()
 
-    @staticmethod
-    def now_ms() -> float:
-        """The clock that `at` is on."""
-        return time.monotonic() * 1e3
+    now_ms = staticmethod(timing.now_ms)
+    """The clock that `at` is on."""
 
     def at(self, when_ms: float, call: Callable[[], None]) -> None:
         """See `Timers`."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 from edge_runtime.schedules.actions import Compute, Emit, Finish, Schedule
-from edge_runtime.timing import TokenClock
+from edge_runtime.timing import TokenClock, now_ms
 from edge_runtime.transcript import TokenRecord, Transcript
 
 
@@ -43,8 +42,3 @@ def run_local(
                 on_token(record)
         else:
             raise TypeError(f"a schedule without a connection asked for {action!r}")
-
-
-def now_ms() -> float:
-    """The driver's monotonic clock."""
-    return time.monotonic() * 1e3

@@ -7,7 +7,6 @@ The schedule's work runs in a thread of its own, so the line keeps moving meanwh
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from edge_runtime.schedules.actions import (
     Send,
     Timeout,
 )
-from edge_runtime.timing import TokenClock
+from edge_runtime.timing import TokenClock, now_ms
 from edge_runtime.transcript import TokenRecord, Transcript
 
 
@@ -178,8 +177,3 @@ class _Driver:
         self._transcript.records.append(record)
         if self._on_token is not None:
             self._on_token(record)
-
-
-def now_ms() -> float:
-    """The driver's monotonic clock."""
-    return time.monotonic() * 1e3

@@ -24,9 +24,10 @@ from websockets.exceptions import (
 )
 
 from edge_runtime import wire
-from edge_runtime.connections.realtime import Delivery, drive, now_ms, told
+from edge_runtime.connections.realtime import Delivery, drive, told
 from edge_runtime.errors import ConnectionFailed, UsageError
 from edge_runtime.schedules.actions import Reconnected, Schedule, Timeout
+from edge_runtime.timing import now_ms
 from edge_runtime.transcript import TokenRecord, Transcript
 
 MESSAGE_BYTES = 16 << 20
