@@ -24,7 +24,13 @@ from edge_runtime.engine import check_threads, raise_if_out_of_memory
 from edge_runtime.errors import BundleError, UsageError
 from edge_runtime.growing import GrowingDecoder, grows
 from edge_runtime.head import Head
-from edge_runtime.memory import MappedPages, give_back_code, give_back_heap, keep_heap_warm
+from edge_runtime.memory import (
+    MappedPages,
+    give_back_code,
+    give_back_heap,
+    join_pages,
+    keep_heap_warm,
+)
 from edge_runtime.policy import Scores
 from edge_runtime.steering import AGNOSTIC, AWARE
 
@@ -94,6 +100,7 @@ class TwoBranches:
         it is known how long the answer can be."""
         give_back_heap()
         give_back_code()
+        join_pages()
         keep_heap_warm()
 
     @classmethod

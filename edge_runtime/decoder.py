@@ -50,12 +50,11 @@ class Decoder:
         self._size = shape.hidden
         keep_heap_small()
         self.session = open_session(bundle.decoder, threads=threads)
-        # Written, not only reserved: pages that are first touched later would be growth.
-        self.kv: dict[str, npt.NDArray[np.float32]] = {
-            f"{layer}.{what}": np.full((2, shape.kv_heads, max_length, shape.head_dim), 0, "f4")
-            for layer in range(shape.layers)
-            for what in ("key", "value")
-        }
+        names = [f"{layer}.{what}" for layer in range(shape.layers) for what in ("key", "value")]
+        # Written, not only reserved: pages that are first touched later would be growth. And as
+        # one block, which numpy asks large pages for.
+        kv = np.full((len(names), 2, shape.kv_heads, max_length, shape.head_dim), 0, "f4")
+        self.kv: dict[str, npt.NDArray[np.float32]] = dict(zip(names, kv, strict=True))
         self._chunk_hidden = np.zeros((CHUNK, self._size), np.float32)
         self._ids = np.zeros(CHUNK, np.int64)
         self._pair = np.zeros((2, 1), np.int64)

@@ -65,9 +65,9 @@ class FloatDecoder:
     products: dict[str, Product] = field(default_factory=dict)
     """By node name: the MatMul nodes in `nodes` whose weight is known here."""
     embedding_ids: str = ""
-    """The flattened token ids [1, batch * sequence]."""
+    """The flattened token ids [batch * sequence, 1]."""
     embedding_out: str = ""
-    """What the embedding must produce, [1, batch * sequence, hidden], before any scale."""
+    """What the embedding must produce, [batch * sequence, 1, hidden], before any scale."""
 
 
 def family_of(config: Any) -> tuple[str, str]:

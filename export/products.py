@@ -3,10 +3,11 @@
 `export.quantize` says what two terms are. A node costs 3 us before it does anything, and a step has
 120 products, so what surrounds one counts as much as the product:
 
-    steps       [1, T, K], within +-63, that stand for the activations
-    bytes       [2, T, K]: round(steps), and 126 times what that left
-    product     [2, T, N], ONE MatMulIntegerToFloat
-    result      first + second / 126, and the row's unit
+    steps       [T, 1, K], within +-63, that stand for the activations
+    bytes       [T, 2, K]: round(steps), and 126 times what that left
+    product     [T, 2, N], ONE MatMulIntegerToFloat
+    result      [T, 1, N]: first + second / 126, and the row's unit, as ONE product with what the
+                two terms are worth, [1, 2] by [2, N] for each token
 
 After a norm the steps cost nothing: a row of RMS 1 has no value above sqrt(K), so the norm's own
 gain, divided by sqrt(K) * max|gain| / 63, gives steps within bounds for every input. Elsewhere one
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from export.graph import FloatDecoder, Product
-from export.quantize import LEVELS, GraphParts, quantize_rows
+from export.quantize import LEVELS, ROWS, GraphParts, quantize_rows
 from export.recipes import Recipe
 from export.tensors import Array, LazyTensor
 
@@ -42,7 +43,7 @@ class Steps:
     name: str
     unit: float
     inverse: str | None = None
-    """A tensor [1, T, 1], or None for 1."""
+    """A tensor [T, 1, 1], or None for 1."""
 
 
 def bound_norms(decoder: FloatDecoder, recipe: Recipe) -> dict[str, Steps]:
@@ -82,14 +83,12 @@ def integer_product(
         return
     steps = steps or _normalised(parts, product.x, width)
     out = _multiply(parts, _bytes(parts, steps.name), weight, scale, steps.unit, y + "/product")
-    high, low = y + "/high", y + "/low"
-    parts.node("Split", [out], [high, low], axis=0, num_outputs=2)
-    low = parts.node("Mul", [low, parts.tensor("q.unfine", FINE)], y + "/low_scaled")
-    if steps.inverse is None:
-        parts.node("Add", [high, low], y)
-    else:
-        out = parts.node("Add", [high, low], y + "/sum")
-        parts.node("Div", [out, steps.inverse], y)
+    worth = parts.tensor("q.worth", np.array([[1, FINE]], np.float32))
+    if steps.inverse is not None:
+        worth = parts.node("Div", [worth, steps.inverse], y + "/worth")
+        parts.shapes[worth] = (ROWS, 1, 2)
+    parts.node("MatMul", [worth, out], y)
+    parts.shapes[y] = (ROWS, 1, product.weight.shape[1])
 
 
 def _normalised(parts: GraphParts, x: str, width: int) -> Steps:
@@ -109,13 +108,13 @@ def _normalised(parts: GraphParts, x: str, width: int) -> Steps:
 
 
 def _bytes(parts: GraphParts, steps: str) -> str:
-    """Both terms of `steps` [1, T, K] as uint8 [2, T, K], zero at 64."""
+    """Both terms of `steps` [T, 1, K] as uint8 [T, 2, K], zero at 64."""
     node = parts.node
     rest = node("Sub", [steps, node("Round", [steps], steps + "/round")], steps + "/rest")
-    terms = node("Concat", [steps, rest], steps + "/terms", axis=0)
+    terms = node("Concat", [steps, rest], steps + "/terms", axis=1)
     units = parts.tensor("q.units", np.array([1, FINE], np.float32))
     zeros = parts.tensor("q.zeros", np.full(2, LEVELS + 1, np.uint8))
-    return node("QuantizeLinear", [terms, units, zeros], steps + "/int", axis=0)
+    return node("QuantizeLinear", [terms, units, zeros], steps + "/int", axis=1)
 
 
 def _multiply(parts: GraphParts, x: str, weight: str, scale: str, unit: float, y: str) -> str:

@@ -9,7 +9,7 @@ from edge_runtime.errors import UsageError, did_you_mean
 
 Body = Literal["int8", "block", "float"]
 
-INT8_FORM = 2
+INT8_FORM = 3
 """Of the nodes around integer products (`export.products`): a bundle of another form has other bits
 and another speed, and runs as well."""
 

@@ -1,7 +1,8 @@
 """What is changed in the builder's decoder, for every recipe, to make a step quicker.
 
-* `_flatten`: between attention nodes everything runs on [1, batch * sequence, width], so that
-  whatever is done for each row is done in one node, whichever rows the call has;
+* `_flatten`: between attention nodes everything runs on [batch * sequence, 1, width], so that
+  whatever is done for each row is done in one node, whichever rows the call has (and the axis in
+  the middle is free for the terms of `export.products`);
 * `_merge`: products that read the same input (gate and up, or q, k and v) become one;
 * `_scale_queries`: the softmax's scale goes into the queries' weights. Attention's own products of
   one row by a matrix are faster when nothing is to be multiplied on the way (18 % of the attention
@@ -18,7 +19,7 @@ from export.graph import FloatDecoder, Product
 from export.tensors import Array, LazyTensor
 
 FLAT = "costeer.flat_"
-"""Shapes [1, -1, width] by name: what attention gives back is reshaped to one."""
+"""Shapes [-1, 1, width] by name: what attention gives back is reshaped to one."""
 _BATCH_SHAPE = "costeer.batch_shape"
 
 
@@ -41,9 +42,9 @@ def _flatten(decoder: FloatDecoder) -> None:
 
     make = helper.make_node
     decoder.tensors["costeer.minus_one"] = LazyTensor.of(np.array([-1], np.int64))
-    decoder.tensors["costeer.one_row"] = LazyTensor.of(np.array([1, -1], np.int64))
+    decoder.tensors["costeer.one_column"] = LazyTensor.of(np.array([-1, 1], np.int64))
     nodes = [
-        make("Reshape", ["input_ids", "costeer.one_row"], ["costeer.ids"], name="/flatten/ids"),
+        make("Reshape", ["input_ids", "costeer.one_column"], ["costeer.ids"], name="/flatten/ids"),
         make("Shape", ["input_ids"], ["costeer.batch_sequence"], name="/flatten/Shape"),
         make(
             "Concat",
@@ -69,7 +70,7 @@ def _flatten(decoder: FloatDecoder) -> None:
             flat, node.output[0] = node.output[0], node.output[0] + "/batch"
             width = _attention_width(decoder, flat)
             shape = f"{FLAT}{width}"
-            decoder.tensors[shape] = LazyTensor.of(np.array([1, -1, width], np.int64))
+            decoder.tensors[shape] = LazyTensor.of(np.array([-1, 1, width], np.int64))
             nodes += [node, make("Reshape", [node.output[0], shape], [flat], name=flat + "/flat")]
             continue
         nodes.append(node)

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,11 @@ class BundleRunner:
         logits: Floats = self.head.run(["logits"], {"hidden": states})[0]
         return logits
 
-    def executed(self) -> list[dict[str, str]]:
-        """Each node that ran so far, as op and provider; ends the recording."""
+    def executed(self) -> list[Node]:
+        """Each node that ran so far; ends the recording."""
         if self._traces is None:
             return []
-        nodes: list[dict[str, str]] = []
+        nodes: list[Node] = []
         for session in (self.decoder, self.head):
             seen = set()
             for event in json.loads(Path(session.end_profiling()).read_text()):
@@ -97,10 +98,27 @@ class BundleRunner:
                 if event.get("cat") == "Node" and "op_name" in args and name not in seen:
                     seen.add(name)
                     provider = args.get("provider", "") or "CPUExecutionProvider"
-                    nodes.append({"op": args["op_name"], "provider": provider})
+                    nodes.append(Node(args["op_name"], provider, _inner(args)))
         self._traces.cleanup()
         self._traces = None
         return nodes
+
+
+def _inner(args: dict[str, Any]) -> int:
+    """The last dimension of a node's first input."""
+    shapes = args.get("input_type_shape") or [{}]
+    first: list[int] = next(iter(shapes[0].values()), [])
+    return first[-1] if first else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node that ran."""
+
+    op: str
+    provider: str
+    inner: int = 0
+    """Columns of its first input: of a matrix product, how many numbers each sum has."""
 
 
 INTEGER_PRODUCTS = frozenset(
@@ -108,15 +126,24 @@ INTEGER_PRODUCTS = frozenset(
 )
 """Ops with integer kernels as our recipes use them (MatMulNBits at accuracy level 4)."""
 FLOAT_PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul", "FusedGemm"})
+TERMS = 2
+"""A float product of so many columns adds an integer product's two terms (`export.products`): there
+are no weights in it."""
 
 
-def census(nodes: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """Counts of the optimised graph: ops, integer and float products, share by provider."""
-    ops = Counter(node["op"] for node in nodes)
-    providers = Counter(node["provider"] for node in nodes)
+def census(nodes: Sequence[Node]) -> dict[str, Any]:
+    """Counts of the optimised graph: ops, integer and float products, share by provider.
+
+    `term_sums` are MatMul nodes that are no product of a matrix, so `float_matmuls` has none.
+    """
+    ops = Counter(node.op for node in nodes)
+    providers = Counter(node.provider for node in nodes)
+    floats = [node for node in nodes if node.op in FLOAT_PRODUCTS]
+    sums = sum(node.inner == TERMS for node in floats)
     return {
         "integer_matmuls": sum(ops[op] for op in INTEGER_PRODUCTS),
-        "float_matmuls": sum(ops[op] for op in FLOAT_PRODUCTS),
+        "float_matmuls": len(floats) - sums,
+        "term_sums": sums,
         "coverage": {name: count / len(nodes) for name, count in sorted(providers.items())},
         "ops": dict(sorted(ops.items())),
     }

@@ -99,7 +99,7 @@ def _write_decoder(
     steps = bound_norms(decoder, recipe) if recipe.body == "int8" else {}
     for node in decoder.nodes:
         if node.op_type == "Reshape" and node.input[1].startswith(FLAT):
-            parts.shapes[node.output[0]] = (1, ROWS, None)
+            parts.shapes[node.output[0]] = (ROWS, 1, None)
         product = decoder.products.pop(node.name, None)
         if product is not None:
             _write_product(parts, product, recipe, steps.get(product.x))
@@ -165,7 +165,7 @@ def _write_embedding(parts: GraphParts, decoder: FloatDecoder, table: str, recip
     scale = parts.node("Gather", [f"{table}.scale", ids], "embedding/scales", axis=0)
     axis = parts.tensor("q.axis", np.array([-1], np.int64))
     scale = parts.node("Unsqueeze", [scale, axis], "embedding/scale")
-    parts.shapes[out] = (1, ROWS, None)
+    parts.shapes[out] = (ROWS, 1, None)
     parts.node("Mul", [rows, scale], out)
 
 

@@ -34,7 +34,7 @@ GAIN = np.abs(some(2, WIDTH)) * 3 + 0.01
 
 
 def session(folder: Path, *, after_a_norm: bool) -> onnxruntime.InferenceSession:
-    """x [1, rows, K] -> y [1, rows, N], with a norm before the product or without."""
+    """x [rows, 1, K] -> y [rows, 1, N], with a norm before the product or without."""
     source = "normed" if after_a_norm else "x"
     product = Product("/mlp", source, "y", LazyTensor((WIDTH, OUTPUTS), lambda: EXACT))
     norm = helper.make_node(
@@ -53,7 +53,7 @@ def session(folder: Path, *, after_a_norm: bool) -> onnxruntime.InferenceSession
         weight, scale = parts.tensor("w", np.ascontiguousarray(WEIGHT.T)), parts.tensor("s", SCALE)
         integer_product(parts, product, weight, scale, 2, steps.get(source))
     ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "rows", width])
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 1, width])
         for name, width in (("x", WIDTH), ("y", OUTPUTS))
     ]
     tensors = [file.proto(name) for name in parts.used]
@@ -76,7 +76,7 @@ def normed(tmp_path_factory: pytest.TempPathFactory) -> onnxruntime.InferenceSes
 
 
 def run(session: onnxruntime.InferenceSession, rows: np.ndarray) -> Any:
-    return session.run(None, {"x": rows[None]})[0][0]
+    return session.run(None, {"x": rows[:, None]})[0][:, 0]
 
 
 ROWS = st.tuples(

@@ -18,7 +18,7 @@ from edge_runtime.text import Text
 from export.marks import GOALS, limits
 from export.pipeline import export_bundle, verify_existing
 from export.recipes import RECIPES
-from export.runner import BundleRunner, census
+from export.runner import BundleRunner, Node, census
 from export.shipped import shipped_cases, shipped_texts
 from export.verify import (
     Logits,
@@ -55,6 +55,7 @@ def test_the_report_has_what_it_promises(report: tuple[Path, dict]) -> None:
     assert figures["coverage"] == {"CPUExecutionProvider": 1.0}
     # Two layers of four products (qkv, o, gate+up, down), and the head.
     assert (figures["integer_matmuls"], figures["float_matmuls"]) == (9, 0)
+    assert figures["term_sums"] == 8
     assert 30 < figures["peak_rss_mb"] < 500
     assert figures["cpu_seconds"] > 0
 
@@ -179,10 +180,15 @@ def test_what_calibration_reads_is_not_what_verification_reads() -> None:
 
 def test_the_census_counts_each_node_once() -> None:
     cpu = "CPUExecutionProvider"
-    nodes = [{"op": "QGemm", "provider": cpu}] * 3 + [{"op": "MatMul", "provider": "X"}]
-    counts = census(nodes)
+    counts = census([Node("QGemm", cpu, 576)] * 3 + [Node("MatMul", "X", 576)])
     assert (counts["integer_matmuls"], counts["float_matmuls"]) == (3, 1)
     assert counts["coverage"] == {cpu: 0.75, "X": 0.25}
+
+
+@pytest.mark.parametrize(("inner", "products"), [(1, 1), (2, 0), (3, 1), (576, 1)])
+def test_a_sum_of_two_terms_is_no_product_of_weights(inner: int, products: int) -> None:
+    counts = census([Node("MatMul", "CPUExecutionProvider", inner)])
+    assert (counts["float_matmuls"], counts["term_sums"]) == (products, 1 - products)
 
 
 def test_verify_again_updates_the_verdict(
