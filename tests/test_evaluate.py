@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from cloud_sim.live.llm import TransformersModel
+from cloud_sim.model import Logprobs, ScoreRequest
 from edge_runtime.branches import open_branches
 from edge_runtime.bundle import Bundle
 from edge_runtime.candidates import codec
@@ -46,6 +48,37 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> TransformersModel:
 def pair(cloud: TransformersModel, tiny_bundle: Bundle) -> Pair:
     branches = open_branches(tiny_bundle, max_length=400)
     return Pair(cloud, branches, Text.open(tiny_bundle), {"device": "tiny", "cloud": "tiny"})
+
+
+class Counted:
+    """A cloud that says how often it was asked."""
+
+    def __init__(self, model: TransformersModel) -> None:
+        self._model, self.asked = model, 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._model, name)
+
+    def score(self, requests: list[ScoreRequest]) -> list[Logprobs]:
+        self.asked += 1
+        return self._model.score(
+            [msgspec.structs.replace(one, model=self._model) for one in requests]
+        )
+
+
+def test_several_small_models_cost_the_cloud_one_reading(cloud: TransformersModel) -> None:
+    counted: Any = Counted(cloud)
+    alone, informed = (along(counted, text, [5, 9, 7]) for text in ("Where?", "Note. Where?"))
+    asked = counted.asked
+    assert along(counted, "Where?", [5, 9, 7]) is alone
+    assert along(counted, "Note. Where?", [5, 9, 7]) is informed
+    assert counted.asked == asked
+    along(counted, "Where?", [5, 9])
+    assert counted.asked > asked
+    # Another model's reading is not taken for this one's.
+    again = along(cloud, "Note. Where?", [5, 9, 7])
+    assert again is not informed
+    np.testing.assert_array_equal(again, informed)
 
 
 @pytest.fixture(scope="module")
