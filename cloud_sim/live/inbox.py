@@ -97,7 +97,7 @@ class Inbox:
             self.check()
             if self._frames:
                 frame, arrived = self._frames.popleft()
-                return Arrival(frame, arrived)
+                return Arrival(frame, arrived, bool(self._frames))
             left = until - now_ms()
             if left <= 0:
                 break

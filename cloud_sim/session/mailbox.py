@@ -25,6 +25,8 @@ class Mailbox:
     """Of the last frame that was handed out; -1: nothing but an `Open` may come."""
     now_ms: float = 0.0
     """When the last event happened, on the driver's clock."""
+    _more: bool = True
+    """Whether others may have arrived behind the last frame."""
     _opened: list[wire.Open] = field(default_factory=list)
     _held: list[wire.Extend | wire.Credit] = field(default_factory=list)
 
@@ -39,6 +41,11 @@ class Mailbox:
         """A frame to act on that has already arrived, else None."""
         return self._one(_NOW)
 
+    @property
+    def more(self) -> bool:
+        """Whether `already` might have a frame."""
+        return self._more or bool(self._held)
+
     def _one(self, wanted: Receive) -> Generator[Action, object, wire.Up | None]:
         due = self._due() if self._held else None
         while due is None:
@@ -48,7 +55,7 @@ class Mailbox:
                 return None
             if not isinstance(event, Arrival):
                 return wire.Close()
-            self.now_ms = event.now_ms
+            self.now_ms, self._more = event.now_ms, event.more
             frame = event.frame
             if not isinstance(frame, _Counted):
                 if isinstance(frame, wire.Open):

@@ -142,7 +142,7 @@ def _extended(talk: Talk) -> Generator[Action, Any, wire.Open | wire.Close | Non
     while frame is not None:
         if isinstance(frame, wire.Extend) and frame.tokens:
             talk.extend(frame)
-            frame = yield from talk.mail.already()
+            frame = (yield from talk.mail.already()) if talk.mail.more else None
         elif isinstance(frame, wire.Turns):
             return frame
         else:

@@ -296,7 +296,7 @@ class Exchange:
                     yield
                 if frames:
                     frame, received_ms = frames.popleft()
-                    reply = Arrival(frame, received_ms)
+                    reply = Arrival(frame, received_ms, bool(frames))
                 else:
                     reply = Timeout(clock.now)
             elif kind is Compute:

@@ -86,6 +86,8 @@ class Arrival(msgspec.Struct, frozen=True):
 
     frame: Any
     now_ms: float
+    more: bool = True
+    """Whether others may have arrived behind it."""
 
 
 class Timeout(msgspec.Struct, frozen=True, gc=False):

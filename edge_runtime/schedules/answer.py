@@ -160,7 +160,9 @@ class Answer:
                 if left is not None and left <= 0:
                     return None
                 event = yield ANY_TIME if left is None else Receive(left)
-            yield from self._take(event)
+            moves = self._take(event)
+            if moves is not None:
+                yield from moves
 
     def now(self) -> Generator[Action, Any, float]:
         """The driver's clock, ms; takes in what has arrived."""
@@ -168,20 +170,22 @@ class Answer:
             event = yield NOW
             if isinstance(event, Timeout):
                 return event.now_ms
-            yield from self._take(event)
+            moves = self._take(event)
+            if moves is not None:
+                yield from moves
 
-    def _take(self, event: Any) -> Moves:
+    def _take(self, event: Any) -> Moves | None:
+        """Take in what happened; what is to be done about it, if anything."""
         if not isinstance(event, Arrival):
             if isinstance(event, Reconnected):
                 self.counters["reconnections"] += 1
-                yield from self._reopen()
-            return
+                return self._reopen()
+            return None
         frame = event.frame
         if isinstance(frame, wire.Predicts):
             self._keep(frame, event.now_ms)
-            if self._untold:
-                yield from self.extend()
-        elif isinstance(frame, wire.Opened):
+            return self.extend() if self._untold else None
+        if isinstance(frame, wire.Opened):
             if self.opened and self.opened.model != frame.model:
                 raise ConnectionFailed(
                     "cloud",
@@ -194,6 +198,7 @@ class Answer:
             self.pace.arrived(frame, event.now_ms)
         elif isinstance(frame, wire.Refusal):
             raise refused(frame)
+        return None
 
     def _keep(self, frame: wire.Predicts, now_ms: float) -> None:
         predictions, position = self.predictions, frame.position

@@ -78,7 +78,10 @@ class Predictions:
     def find(self, emitted: list[int]) -> tuple[CandidateSet, int] | None:
         """The prediction for the next position of the answer `emitted`, if it is here, and the
         epoch in which it was made."""
-        for after, (epoch, payload) in self._by_position.get(len(emitted), {}).items():
+        here = self._by_position.get(len(emitted))
+        if here is None:
+            return None
+        for after, (epoch, payload) in here.items():
             if not after or tuple(emitted[len(emitted) - len(after) :]) == after:
                 return self.codec.decode(payload), epoch
         return None
@@ -93,6 +96,7 @@ class Predictions:
         """Drop what the answer has passed."""
         stores: tuple[dict[int, Any], ...] = (self._by_position, self._other_way)
         for store in stores:
+            store.pop(position - 1, None)
             if store:
                 for old in [p for p in store if p < position]:
                     del store[old]
