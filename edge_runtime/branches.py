@@ -209,7 +209,8 @@ class TwoBranches:
             raise UsageError("head", "no such position", got=at, allowed=f"0 to {self._length}")
         if ids is not None:
             ids = np.asarray(ids, np.int64)
-            if not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary_size:
+            # Seen without a sign, a negative id is a huge one.
+            if not len(ids) or ids.view(np.uint64).max() >= self.vocabulary_size:
                 raise UsageError(
                     "candidates",
                     "ids outside the small model's vocabulary, or none at all",

@@ -59,8 +59,8 @@ class Decoder:
         self._ids = np.zeros(CHUNK, np.int64)
         self._pair = np.zeros((2, 1), np.int64)
         self._ones = np.ones(max_length, np.int64)
-        self._mask = np.zeros(2 * max_length, np.int64)
-        self._mask_ones = 0
+        self._mask = np.zeros((2, max_length), np.int64)
+        self._marked = [0, 0]
         row_shape = (1, shape.kv_heads, max_length, shape.head_dim)
         row_bytes = int(np.prod(row_shape)) * _F32
         self._both = Binding(self.session)
@@ -72,6 +72,8 @@ class Decoder:
                 self._one[row].input(f"past_key_values.{name}", buffer, row_shape, row * row_bytes)
                 self._one[row].output(f"present.{name}", buffer, row_shape, row * row_bytes)
         self._both.input("input_ids", self._pair)
+        # As wide as the cache in every step, so that nothing is bound anew, which takes 65 us.
+        self._both.input("attention_mask", self._mask)
         self._pair_hidden = np.zeros((2, self._size), np.float32)
         self._both.output("hidden", self._pair_hidden, (2, 1, self._size))
 
@@ -91,29 +93,17 @@ class Decoder:
     def both(self, token: int, lengths: tuple[int, int], hidden: Hidden) -> None:
         """`token` in both rows, which have `lengths` tokens; hidden states [2, hidden] into
         `hidden`."""
-        aware, agnostic = lengths[AWARE] + 1, lengths[AGNOSTIC] + 1
-        self._write_mask(aware, agnostic)
         self._pair[:] = token
-        self._both.input("attention_mask", self._mask, (2, max(aware, agnostic)))
+        for row in ROWS:
+            self._mark(row, lengths[row] + 1)
         self._both.run()
         np.copyto(hidden, self._pair_hidden)
 
-    def _write_mask(self, aware: int, agnostic: int) -> None:
-        """Ones up to each row's length in a [2, longer] view of the flat mask.
-
-        The aware row is the longer one as a rule, and then the flat mask is ones without a gap:
-        from one step to the next two words change.
-        """
-        mask = self._mask
-        if aware < agnostic:
-            mask[: 2 * agnostic] = 1
-            mask[aware:agnostic] = 0
-            self._mask_ones = len(mask)  # of which some are not: all is written anew next time
-            return
-        ones, had = aware + agnostic, self._mask_ones
-        if had == len(mask):
-            had = 0
-            mask[ones:] = 0
-        mask[had:ones] = 1
-        mask[ones:had] = 0
-        self._mask_ones = ones
+    def _mark(self, row: int, length: int) -> None:
+        """The row's mask: ones up to its `length`, which as a rule is one more than before."""
+        had = self._marked[row]
+        if had < length:
+            self._mask[row, had:length] = 1
+        else:
+            self._mask[row, length:had] = 0
+        self._marked[row] = length

@@ -72,16 +72,18 @@ def choose(
         token = sampler.token(steered.ids, chosen, position)
     margin = float("inf")
     if len(chosen) > 1:
-        second, best = np.partition(chosen, len(chosen) - 2)[-2:]
+        ranked = chosen.copy()
+        ranked.partition(len(chosen) - 2)
+        second, best = ranked[-2:]
         margin = float(best - second)
     if sampler.temperature not in (0, 1):
         base, chosen = (log_softmax(x / x.dtype.type(sampler.temperature)) for x in (base, chosen))
-    at = int(np.searchsorted(steered.ids, token))
+    at = int(steered.ids.searchsorted(token))
     known = at < len(steered.ids) and steered.ids[at] == token
     cloud = rule.asks_cloud
     return Decision(
         token=token,
-        base_token=candidates.best if cloud else int(steered.ids[int(np.argmax(base))]),
+        base_token=candidates.best if cloud else int(steered.ids[base.argmax()]),
         policy_logprob=float(chosen[at]) if known else -np.inf,
         base_logprob=float(base[at]) if known else -np.inf,
         margin=margin,

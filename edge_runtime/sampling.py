@@ -80,6 +80,8 @@ class Sampler:
         By inverse CDF with the position's one uniform number, so that every schedule that sees
         the same policy draws the same.
         """
+        if self.temperature == 0:
+            return int(ids[logprobs.argmax()])
         left = self.distribution(ids, logprobs)
         if len(left.ids) == 1:
             return int(left.ids[0])
