@@ -78,8 +78,8 @@ def operators(bundle: Bundle, job: Job, text: list[int], past: int) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         plain = module.open_session
 
-        def profiled(path: Path, *, threads: int = 1) -> Any:
-            return plain(path, threads=threads, profile_prefix=f"{folder}/ops")
+        def profiled(path: Path, **options: Any) -> Any:
+            return plain(path, profile_prefix=f"{folder}/ops", **options)
 
         module.open_session = profiled
         try:
