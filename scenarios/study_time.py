@@ -164,18 +164,19 @@ def capacity(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
     """The most answers a second with which p95 stays below `SLOW_MS`, read between the rates."""
     if "arrivals_per_s" not in varied:
         return None
-    points = []
-    found = list(arms(rows, others(varied, "arrivals_per_s")))
-    for place, (name, part) in enumerate(found):
+    points, names = [], []
+    highest = float(rows["arrivals_per_s"].max())
+    for place, (name, part) in enumerate(arms(rows, others(varied, "arrivals_per_s"))):
         rates = [_capacity(one) for _, one in part.groupby("seed", sort=False)]
         points.append(estimated(float(place), rates, name))
+        names.append(f"{name} (or more)" if min(rates) >= highest else name)
     return Figure(
         "fleet-capacity",
         f"Answers a second that one cloud serves with p95 below {SLOW_MS:.0f} ms per token",
         "",
         "new answers per second",
         (Series("capacity", tuple(points)),),
-        x_names=tuple(name for name, _ in found),
+        x_names=tuple(names),
         note="Between two tried rates p95 is taken to grow evenly; at the highest rate tried it is "
         f"a lower bound, at none it is 0. {_over(rows)}",
     )

@@ -217,3 +217,4 @@ def test_a_fleets_figures_have_a_line_for_each_schedule() -> None:
     assert [(p.x, p.y) for p in median.series[1].points] == [(1.0, 1.0), (4.0, 4.0)]
     # No rate that was tried is too much: the highest is what is known to be served.
     assert [p.y for p in served.series[0].points] == [4.0, 4.0]
+    assert served.x_names == ("lockstep (or more)", "runahead (or more)")
