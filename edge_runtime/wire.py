@@ -16,6 +16,7 @@ import struct
 from typing import Literal, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from edge_runtime.errors import ConnectionFailed
 
@@ -213,7 +214,7 @@ def stamped(frame: Down, stamp: Stamp) -> Down:
     """`frame` with the cloud's times in it; a refusal carries none."""
     if type(frame) is Refusal:
         return frame
-    return msgspec.structs.replace(frame, stamp=stamp.pack())
+    return replace(frame, stamp=stamp.pack())
 
 
 def _decode(message: bytes, decoder: msgspec.msgpack.Decoder[F]) -> F:

@@ -223,10 +223,13 @@ class TapeCloud:
     def _score(self, request: ScoreRequest) -> list[Node]:
         sequence, prompt = request.sequence, len(self._tape.prompt)
         sequence.tokens[request.keep :] = request.tokens
-        kept = max(0, request.keep - prompt)
-        path = sequence.path
+        path, kept = sequence.path, request.keep - prompt
+        if kept < 0:
+            kept, new = 0, sequence.tokens[prompt:]
+        else:
+            new = request.tokens
         del path[kept + 1 :]
-        for token in sequence.tokens[prompt + kept :]:
+        for token in new:
             path.append(child(path[-1], token))
         wanted = path[-len(request.tokens) :] if request.every else path[-1:]
         for node in wanted:

@@ -124,7 +124,7 @@ class Answer:
         self.epoch += 1
         tokens = (*self.emitted[self.known :], *drafts)
         frame = wire.Extend(self.epoch, self.known, tokens)
-        self.known = self.position
+        self.known = len(self.emitted)
         self._sent = {self.epoch - 1: self._sent.get(self.epoch - 1, ()), self.epoch: tokens}
         self.pace.asked(self.epoch, (yield Send(frame)))
         self._asked, self._untold = True, False
@@ -223,7 +223,7 @@ class Answer:
         (`base` is None: the cloud is late)."""
         if base is None:
             return (yield from self._alone())
-        position, device = self.position, self.device
+        position, device = len(self.emitted), self.device
         gated = not self.gate.steers(base)
         if gated or self.deadline.device_too_slow:
             self.counters["gated" if gated else "late"] += 1
