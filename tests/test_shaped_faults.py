@@ -174,7 +174,7 @@ async def test_an_outage_that_is_taken_for_a_dead_connection(server: Server) -> 
     """A ping goes unanswered, the driver connects anew, and the frames of the old connection,
     which the shaper still holds, reach nobody."""
     tokens = 40
-    patience = Patience(5, 20, 0.01, 0.05, keepalive_s=0.2)
+    patience = Patience(5, 20, 0.01, 0.05, keepalive_s=0.5)
 
     def make(number: int) -> tuple[Link, Link]:
         outages = (OneOutage(120, 1500), OneOutage(120, 1500)) if number < 4 else (None, None)
