@@ -99,6 +99,30 @@ class Ours:
         self.branches.logits(self.ids)
 
 
+class Floor:
+    """What memory allows: reads, once, as many bytes as our step with 64 candidates has to."""
+
+    def __init__(self, bundle: str) -> None:
+        from edge_runtime.bundle import open_bundle
+
+        self.bundle = open_bundle(bundle, check=False)
+        self.one = self.two = self.read
+
+    def ready(self, past: int) -> None:
+        """Two blocks that are that many bytes together."""
+        from edge_runtime.roofline import step_bytes
+
+        count = sum(step_bytes(self.bundle, past)) // 8
+        self.a, self.b = np.ones(count, np.float32), np.ones(count, np.float32)
+
+    def read(self) -> None:
+        """A dot product, which adds little arithmetic to the reading."""
+        np.dot(self.a, self.b)
+
+    def prefill(self, length: int) -> None:
+        """Nothing: a prefill is bound by arithmetic."""
+
+
 class Authors:
     """The paper's released form, written anew: two torch passes, 20 rounds over the vocabulary."""
 
@@ -195,7 +219,12 @@ class GenAI:
         self._generator(1, length).get_logits()  # type: ignore[attr-defined]
 
 
-PEERS: dict[str, Callable[[str], Peer]] = {"ours": Ours, "authors": Authors, "genai": GenAI}
+PEERS: dict[str, Callable[[str], Peer]] = {
+    "ours": Ours,
+    "floor": Floor,
+    "authors": Authors,
+    "genai": GenAI,
+}
 
 
 if __name__ == "__main__":
