@@ -31,7 +31,10 @@ fi
 here=$(dirname "$0")
 ours=$("$python" "$here/greedy_tokens.py" "$bundle" "$steps")
 theirs=$(PYTHONPATH="$root/site" qemu-aarch64-static -L "$root/debian" \
-    "$root/debian/usr/bin/python3.11" "$here/greedy_tokens.py" "$bundle" "$steps" 2>/dev/null)
+    "$root/debian/usr/bin/python3.11" "$here/greedy_tokens.py" "$bundle" "$steps" 2>"$root/log") || {
+    echo "arm-check: the emulated run failed; $root/log says why (got exit $?)." >&2
+    exit 3
+}
 echo "$ours"
 echo "$theirs"
 tokens() { printf '%s' "$1" | sed 's/.*"tokens": \(\[[^]]*\]\).*/\1/'; }
