@@ -29,10 +29,10 @@ from edge_runtime.bundle import open_bundle
 from edge_runtime.steering import Method
 from scenarios.datasets import Case, read
 from scenarios.evaluate import predictions
-from scenarios.methods import parse_all, score, steered
+from scenarios.methods import about_names, parse_all, score, steered
 from scenarios.metrics import Estimate, gap_captured, kl, ratio
 from scenarios.pair import Lengths, Pair, both_along, open_pair
-from scenarios.predictions import AGNOSTIC, AWARE, CLOUD, UPLOAD, Predictions, Store
+from scenarios.predictions import AGNOSTIC, AWARE, CLOUD, UPLOAD, Predictions, Store, with_rest
 
 METHODS = "light,names,blend,tempered,costeer@1,device-only,costeer"
 MAX_LENGTH = 2048
@@ -45,10 +45,8 @@ def on_bundle(kept: Predictions, case: Case, pair: Pair) -> Predictions:
     for at in range(len(kept)):
         ids, _ = kept.position(at)
         part = slice(int(kept.starts[at]), int(kept.starts[at + 1]))
-        for row, table in zip((AWARE, AGNOSTIC), tables, strict=True):
-            there = table[at][ids[:-1]]
-            rest = max(1.0 - float(np.exp(there.astype(np.float64)).sum()), 1e-12)
-            logprobs[row, part] = np.append(there, np.log(rest))
+        there = np.stack([table[at][ids[:-1]] for table in tables]).astype(np.float64)
+        logprobs[[AWARE, AGNOSTIC], part] = with_rest(there)
     return replace(kept, logprobs=logprobs)
 
 
@@ -56,10 +54,8 @@ def apart(rule: Method, one: Predictions, other: Predictions) -> tuple[float, fl
     """Summed KL of the steered policies of `rule`, and positions with the same best token."""
     divergence = same = 0.0
     for at in range(len(one)):
-        ids, table = one.position(at)
-        if rule.copy:
-            rule = rule.about(tuple(np.flatnonzero(np.isin(ids, one.names)).tolist()))
-        policies = [steered(rule, t, at) for t in (table, other.position(at)[1])]
+        placed = about_names(rule, one, at)
+        policies = [steered(placed, each.position(at)[1], at) for each in (one, other)]
         divergence += float(kl(*policies))
         same += int(np.argmax(policies[0][:-1])) == int(np.argmax(policies[1][:-1]))
     return divergence, same

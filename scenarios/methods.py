@@ -93,6 +93,15 @@ def steered(
     return whole
 
 
+def about_names(rule: Method, kept: Predictions, at: int) -> Method:
+    """`rule` with the note's names where they are among the ids of position `at`: a table's columns
+    stand for the vocabulary there."""
+    if not rule.copy:
+        return rule
+    ids, _ = kept.position(at)
+    return rule.about(tuple(np.flatnonzero(np.isin(ids, kept.names)).tolist()))
+
+
 def seen(codec: Codec, cloud: npt.NDArray[np.floating]) -> CandidateSet:
     """What `codec` leaves of the cloud's log-probabilities [C], the last of which is the rest."""
     sent = codec.decode(codec.encode(cloud[:-1]))
@@ -105,11 +114,8 @@ def score(rule: Method, kept: Predictions, codec: Codec | None = None) -> Score:
     """`rule` on the reference of `kept`, through `codec` (None: nothing is lost)."""
     nll = divergence = top = diverged = sent = lost = lost_sent = same = 0.0
     for at in range(len(kept)):
-        ids, table = kept.position(at)
-        if rule.copy:
-            # The table's columns stand for the vocabulary here.
-            named = np.isin(ids, kept.names)
-            rule = rule.about(tuple(np.flatnonzero(named).tolist()))
+        _, table = kept.position(at)
+        rule = about_names(rule, kept, at)
         target = kept.target(at)
         chosen = steered(rule, table, at, codec)
         nll -= float(chosen[target])

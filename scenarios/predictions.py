@@ -84,9 +84,8 @@ def gather(
         best = [_best(tables[row][at], count) for row, count in keep.items()]
         kept = np.unique(np.concatenate([*best, always, [token]]))
         part = np.stack([table[at][kept] for table in tables]).astype(np.float64)
-        rest = np.maximum(1.0 - np.exp(part).sum(axis=1), 1e-12)
         ids.append(np.append(kept, -1))
-        columns.append(np.column_stack([part, np.log(rest)]))
+        columns.append(with_rest(part))
     starts = np.cumsum([0, *(len(one) for one in ids)])
     return Predictions(
         np.asarray(tokens, np.int64),
@@ -94,6 +93,12 @@ def gather(
         np.concatenate(ids).astype(np.int32),
         np.concatenate(columns, axis=1).astype(np.float32),
     )
+
+
+def with_rest(logprobs: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Log-probabilities [rows, C + 1]: those given [rows, C], and what they leave to the rest."""
+    rest = np.maximum(1.0 - np.exp(logprobs).sum(axis=1), 1e-12)
+    return np.column_stack([logprobs, np.log(rest)])
 
 
 def _best(logprobs: npt.NDArray[np.floating], count: int) -> npt.NDArray[np.int64]:

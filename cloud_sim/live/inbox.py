@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket
 
 from cloud_sim.live.limits import ServerLimits
 from edge_runtime import wire
+from edge_runtime.connections.realtime import told
 from edge_runtime.errors import ConnectionFailed
 from edge_runtime.schedules.actions import Arrival, Timeout
 from edge_runtime.timing import now_ms
@@ -98,14 +99,7 @@ class Inbox:
             if self._frames:
                 frame, arrived = self._frames.popleft()
                 return Arrival(frame, arrived, bool(self._frames))
-            left = until - now_ms()
-            if left <= 0:
-                break
-            self._news.clear()
-            try:
-                async with asyncio.timeout(left / 1e3):
-                    await self._news.wait()
-            except TimeoutError:
+            if not await told(self._news, until):
                 break
         if deadline_ms is not None and deadline_ms <= allowed:
             return Timeout(now_ms())
