@@ -99,7 +99,7 @@ class Inbox:
             if self._frames:
                 frame, arrived = self._frames.popleft()
                 return Arrival(frame, arrived, bool(self._frames))
-            if not await told(self._news, until):
+            if not await told(self._news, until - now_ms()):
                 break
         if deadline_ms is not None and deadline_ms <= allowed:
             return Timeout(now_ms())

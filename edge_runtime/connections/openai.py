@@ -135,7 +135,7 @@ class CompletionsLine:
         """The next frame; `Timeout` after `deadline_ms`."""
         until = None if deadline_ms is None else now_ms() + deadline_ms
         while not self._events:
-            if not await told(self._news, until):
+            if not await told(self._news, None if until is None else until - now_ms()):
                 return Timeout(now_ms())
         event = self._events.popleft()
         if isinstance(event, Exception):

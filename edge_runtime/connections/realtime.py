@@ -37,14 +37,16 @@ class Delivery:
     arrived_ms: float
 
 
-async def told(news: asyncio.Event, until_ms: float | None) -> bool:
-    """Wait for `news`; False once the clock of `now_ms` has passed `until_ms` (None: never)."""
-    left_ms = None if until_ms is None else until_ms - now_ms()
-    if left_ms is not None and left_ms <= 0:
+async def told(news: asyncio.Event, within_ms: float | None) -> bool:
+    """Wait for `news`; False if there is none `within_ms` (None: however long it takes).
+
+    A span, not a point in time: phone and cloud each have a clock, and only their owners read them.
+    """
+    if within_ms is not None and within_ms <= 0:
         return False
     news.clear()
     try:
-        async with asyncio.timeout(None if left_ms is None else left_ms / 1e3):
+        async with asyncio.timeout(None if within_ms is None else within_ms / 1e3):
             await news.wait()
     except TimeoutError:
         return False

@@ -141,7 +141,7 @@ class _Line:
             if self._lost is not None:
                 await self._again(self._lost)
                 return Reconnected(now_ms())
-            if not await told(self._news, until):
+            if not await told(self._news, None if until is None else until - now_ms()):
                 return Timeout(now_ms())
 
     async def _listen(self, socket: ClientConnection) -> None:
