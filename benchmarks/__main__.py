@@ -1,13 +1,14 @@
 """`make bench`: this runtime against others on the same weights, in interleaved rounds.
 
-Prints a table and one JSON line, and writes docs/benchmarks.md. A peer that cannot run here is
-left out, with the reason. Figures are medians over all rounds; only their ratios travel between
-machines.
+Prints a table and one JSON line, and writes docs/benchmarks.md, where other machines' last runs
+are too. A peer that cannot run here is left out, with the reason. Figures are medians over all
+rounds; only their ratios travel between machines.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import subprocess
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.speed_page import GOALS, NAMES, PAST, machine, page, versions
+from benchmarks.speed_page import GOALS, NAMES, PAST, keep, kept, machine, page, versions
 from benchmarks.worker import tokens
+from edge_runtime.files import write_whole
 
 ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
 DOES = {"ours": ("one", "both", "candidates", "two"), "floor": ("two",)}
 
 
@@ -204,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--peers", default=",".join(NAMES))
-    parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md alone")
+    parser.add_argument("--no-write", action="store_true", help="leave docs/ alone")
     asked = parser.parse_args()
     chosen = asked.peers.split(",")
     wanted = ["ours", "floor", *(name for name in NAMES if name != "ours" and name in chosen)]
@@ -213,25 +216,26 @@ def main() -> None:
     for worker in workers.values():
         worker.close()
     floor_ms = ms.pop("floor")["two"]
-    kept = snapshot(peers.bundle())
+    note = snapshot(peers.bundle())
     figures = ratios(ms, floor_ms)
-    figures["second query over a kept note / anew"] = kept["kept_ms"] / kept["anew_ms"]
+    figures["second query over a kept note / anew"] = note["kept_ms"] / note["anew_ms"]
     figures |= device(peers.bundle())
     report = {
         "ms": ms,
         "ratios": figures,
         "goals": GOALS,
-        "snapshot": kept,
+        "snapshot": note,
         "floor_ms": floor_ms,
         "bandwidth_gbps": floor_gbps(peers.bundle(), floor_ms),
         "skipped": skipped,
+        "date": datetime.date.today().isoformat(),
         "machine": machine(),
         "versions": versions(),
     }
-    text = page(report)
     if not asked.no_write:
-        (ROOT / "docs" / "benchmarks.md").write_text(text, encoding="utf-8")
-    print(text)
+        keep(report, PAGE.with_suffix(""))
+        write_whole(PAGE, page(kept(PAGE.with_suffix(""))))
+    print(page([report]))
     print(json.dumps(report))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import NODE_LLAMA_CPP
+from edge_runtime.files import write_whole
 
 PAST = 256
 NAMES = {
@@ -33,17 +36,52 @@ GOALS = {
 """What each figure may be at most; other figures have no goal."""
 
 
-def page(report: dict[str, Any]) -> str:
-    """docs/benchmarks.md."""
-    ms = report["ms"]
+def keep(report: dict[str, Any], folder: Path) -> Path:
+    """Write `report` among those of other machines; a new run on one machine replaces its last."""
+    name = report["machine"].split(",")[0].replace("(R)", "").lower()
+    path = folder / f"{re.sub(r'[^a-z0-9]+', '-', name).strip('-')}.json"
+    write_whole(path, json.dumps(report, indent=1) + "\n")
+    return path
+
+
+def kept(folder: Path) -> list[dict[str, Any]]:
+    """The last report of every machine, by name."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
+def page(reports: list[dict[str, Any]]) -> str:
+    """docs/benchmarks.md: ratios of all machines beside each other, then each one's times."""
     lines = [
         "# Benchmarks",
         "",
         f"SmolLM2-135M-Instruct, one thread, {PAST} tokens in the cache; medians of interleaved",
-        "rounds in ms. Written by `make bench`: absolute times belong to this machine and this",
-        "hour, ratios within one run travel.",
+        "rounds. Written by `make bench` from the last run on each machine (docs/benchmarks/):",
+        "absolute times belong to a machine and an hour, ratios within one run travel, as far as is",
+        "to be seen here. [The log](log.md) says what repeats, and why what is missed is missed.",
         "",
-        "| runtime | one row | two rows | two rows, 64 candidates | prefill 512 |",
+    ]
+    titles = [f"{report['machine'].split(',')[0]}, {report['date']}" for report in reports]
+    lines += [f"| figure | at most | {' | '.join(titles)} |", f"|---|---|{'---|' * len(titles)}"]
+    for name in dict.fromkeys(name for report in reports for name in report["ratios"]):
+        goal = GOALS.get(name)
+        values = (_judged(report["ratios"].get(name), goal) for report in reports)
+        lines.append(f"| {name} | {'' if goal is None else goal} | {' | '.join(values)} |")
+    for title, report in zip(titles, reports, strict=True):
+        lines += ["", f"## {title}", "", *_times(report)]
+    return "\n".join([*lines, ""])
+
+
+def _judged(value: float | None, goal: float | None) -> str:
+    if value is None:
+        return "-"
+    missed = goal is not None and value > goal
+    return f"{value:.3f}{' (missed)' if missed else ''}"
+
+
+def _times(report: dict[str, Any]) -> list[str]:
+    ms = report["ms"]
+    lines = [
+        "| runtime, ms | one row | two rows | two rows, 64 candidates | prefill 512 |",
         "|---|---|---|---|---|",
     ]
     for name, title in NAMES.items():
@@ -53,25 +91,19 @@ def page(report: dict[str, Any]) -> str:
             lines.append(f"| {title} | {' | '.join(cells)} |")
         elif name in report["skipped"]:
             lines.append(f"| {title} | not run: {report['skipped'][name]} | | | |")
-    lines += ["", "One row of ours is without a head; the second branch is compared likewise.", ""]
-    lines += ["| figure | value | at most | |", "|---|---|---|---|"]
-    for name, value in report["ratios"].items():
-        goal = GOALS.get(name)
-        verdict = "" if goal is None else "met" if value <= goal else "missed"
-        lines.append(f"| {name} | {value:.3f} | {'' if goal is None else goal} | {verdict} |")
-    kept = report["snapshot"]
-    lines += [
+    note = report["snapshot"]
+    return [
+        *lines,
         "",
-        f"Memory floor {report['floor_ms']:.1f} ms at {report['bandwidth_gbps']:.1f} GB/s."
-        f" Prefill of the note anew {kept['anew_ms']:.0f} ms, from the encrypted snapshot"
-        f" {kept['kept_ms']:.0f} ms.",
+        "One row of ours is without a head; the second branch is compared likewise."
+        f" Memory floor {report['floor_ms']:.1f} ms at {report['bandwidth_gbps']:.1f} GB/s."
+        f" Prefill of the note anew {note['anew_ms']:.0f} ms, from the encrypted snapshot"
+        f" {note['kept_ms']:.0f} ms.",
         "",
         f"Machine: {report['machine']}. Versions: "
         + ", ".join(f"{name} {version}" for name, version in report["versions"].items())
         + ".",
-        "",
     ]
-    return "\n".join(lines)
 
 
 def machine() -> str:
