@@ -57,7 +57,7 @@ def page(reports: list[dict[str, Any]]) -> str:
         f"SmolLM2-135M-Instruct, one thread, {PAST} tokens in the cache; medians of interleaved",
         "rounds. Written by `make bench` from the last run on each machine (docs/benchmarks/):",
         "absolute times belong to a machine and an hour, ratios within one run travel, as far as",
-        "is to be seen here. [The log](log.md) says what repeats, and why what is missed is missed.",
+        "is to be seen here. [The log](log.md) says what repeats, and why a figure is missed.",
         "",
     ]
     titles = [f"{report['machine'].split(',')[0]}, {report['date']}" for report in reports]
