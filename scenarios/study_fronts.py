@@ -9,7 +9,7 @@ import numpy as np
 
 from scenarios.figures import Figure, Point, Series
 from scenarios.fronts import Arm, Placed, place
-from scenarios.study_arms import arms, by_sample, gap_sums, others
+from scenarios.study_arms import arms, by_sample, drawn, gap_sums, others
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -143,7 +143,8 @@ def _figure(
             if ordered is None:
                 return None  # arms on different cases cannot be weighed
             compared.append(Arm(name, x(ordered), y(ordered)))
-        placed = place(compared, y_high=y_high)
+        samples = drawn(ordered) if compared else ()
+        placed = place(compared, y_high=y_high, groups=samples)
         name = "arms" if world == "all" else world
         front = sorted((p for p in placed if p.on_front), key=lambda p: p.x.value)
         exact = bool(compared) and len(np.asarray(compared[0].x[0])) < 2

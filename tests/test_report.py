@@ -151,6 +151,16 @@ def test_a_slower_study_is_worse_and_says_so(
     assert costeer.run(["compare", str(b), str(a)]) == 0
 
 
+def test_more_links_make_no_difference_surer(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    before, after = rng.normal(100, 5, 6), rng.normal(104, 5, 6)
+    once = _change("token_ms_p50", before, after, [np.arange(6)])
+    often = _change("token_ms_p50", *(np.repeat(x, 8) for x in (before, after)),
+                    [np.repeat(np.arange(6), 8)])  # fmt: skip
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+    assert often.cells == 8 * once.cells
+
+
 def test_quality_of_an_evaluation_stands_beside_the_times(tmp_path: Path) -> None:
     folder = finished(tmp_path / "study", answer={"method": "light", "gain": [0.476, 1.0]})
     told = tmp_path / "evaluated.json"
