@@ -16,7 +16,7 @@ from edge_runtime.files import write_whole
 from scenarios import draw_page, draw_print, perfetto, timeline
 from scenarios.answer_figures import moved, spent
 from scenarios.figures import Figure
-from scenarios.page import coloured
+from scenarios.page import COLOUR_KEY, coloured
 from scenarios.page_style import STYLE
 from scenarios.store import Store
 from scenarios.study_arms import column, none, shown
@@ -138,8 +138,7 @@ def _shown(answers: list[tuple[str, dict[str, Any]]]) -> list[str]:
     ]
     sections = [
         "<h2>Answers, token by token</h2>",
-        '<p class="small">Colour: how much likelier steering made a token; underlined: the cloud '
-        "alone would have said something else (point at it). Bars: where each token's time went, "
+        f'<p class="small">{COLOUR_KEY} Bars: where each token\'s time went, '
         "from below in the order of the keys; the same as a "
         '<a href="trace.json">trace</a> for Perfetto.</p>',
         timeline.legend(parts),

@@ -42,6 +42,7 @@ def times(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         tuple(series),
         x_names=tuple(shown(link) for link in links),
         y_log=_wide(series),
+        y_zero=not _wide(series),
         note=f"Virtual time. {_over(rows)}",
     )
 

@@ -15,6 +15,8 @@ import costeer
 from edge_runtime.errors import SpecError, UsageError
 from scenarios.cli_study import study_path
 from scenarios.compare import _change, compare
+from scenarios.draw_fields import fields
+from scenarios.figures import Figure
 from scenarios.fronts import Arm, place
 from scenarios.report import write_report
 from scenarios.spec import Scenario, read_scenario, scenario
@@ -93,6 +95,16 @@ def test_the_report_is_complete_in_itself(tmp_path: Path) -> None:
     assert made.trace is not None
     events = json.loads(made.trace.read_text())["traceEvents"]
     assert {event["ph"] for event in events} == {"M", "X"}
+
+
+def test_fields_are_a_table_with_every_text_and_the_darkest_where_most_is() -> None:
+    grid = (("a<b", "x", 1.0, "one\ntwo"), ("a<b", "y", 3.0, "three"), ("c", "x", 2.0, ""))
+    text = fields(Figure("f", "t", "across", "down", kind="grid", grid=grid))
+    assert '<th colspan="2">across</th>' in text
+    assert '<th scope="row">a&lt;b</th>' in text
+    assert '<td style="background:#fff7e0"><b>one</b><br>two</td>' in text
+    assert '<td style="background:#f0a830">three</td>' in text
+    assert text.count("<td></td>") == 2, "a corner, and a field that is not there"
 
 
 def test_figures_say_what_the_rows_say(tmp_path: Path) -> None:
