@@ -19,7 +19,7 @@ from scenarios.figures import Figure
 from scenarios.page import COLOUR_KEY, coloured
 from scenarios.page_style import STYLE
 from scenarios.store import Store
-from scenarios.study_arms import column, none, shown
+from scenarios.study_arms import column, none, shown, too_few
 from scenarios.study_figures import of_study
 from scenarios.study_joined import joined, read_quality
 
@@ -102,7 +102,7 @@ def _page(
     sections = [
         f"<h1>{html.escape(study['name'])}</h1>",
         f"<p>{html.escape(study['about'])}</p>",
-        f'<p class="small">{len(rows)} cells; varied: {html.escape(varied)}.</p>',
+        f'<p class="small">{len(rows)} cells; varied: {html.escape(varied)}. {too_few(rows)}</p>',
     ]
     sections += [
         f"<h2>{html.escape(figure.title)}</h2>{draw_page.fragment(figure)}"

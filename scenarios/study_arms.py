@@ -23,6 +23,8 @@ UNITS = {
 }
 SAMPLES = ("case", "seed")
 """What is drawn and not chosen: intervals are over these."""
+ENOUGH = 8
+"""Cases (or seeds) from which on an interval holds the truth nearly as often as it says."""
 
 
 def arms(rows: pd.DataFrame, by: Sequence[str]) -> Iterable[tuple[str, pd.DataFrame]]:
@@ -49,6 +51,21 @@ def by_sample(rows: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame | None:
     if len(found) != len(wanted) or not (found[keys].to_numpy() == wanted.to_numpy()).all():
         return None
     return found
+
+
+def sampled(rows: pd.DataFrame) -> str:
+    """What the intervals of a study are over; empty where nothing was drawn twice."""
+    counts = {name: rows[name].nunique() for name in SAMPLES if name in rows}
+    return " and ".join(f"{count} {name}s" for name, count in counts.items() if count > 1)
+
+
+def too_few(rows: pd.DataFrame) -> str:
+    """What is to be said of intervals over few samples; empty where there are enough."""
+    counts = [rows[name].nunique() for name in SAMPLES if name in rows]
+    few = [count for count in counts if 1 < count < ENOUGH]
+    if not few:
+        return ""
+    return f"Intervals over {min(few)} are too narrow (docs/metrics.md says by how much)."
 
 
 def drawn(part: pd.DataFrame) -> Groups:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scenarios.figures import Figure, Point, Series
 from scenarios.metrics import mean, quotient
-from scenarios.study_arms import SAMPLES, arms, column, drawn, estimated, others, shown
+from scenarios.study_arms import SAMPLES, arms, column, drawn, estimated, others, sampled, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -129,7 +129,7 @@ def _faster(slow: pd.DataFrame, fast: pd.DataFrame) -> str:
     if len(one) < 2 or not one.index.equals(two.index):
         return f"{times:.2f}×"
     ones = [1.0] * len(one)
-    groups = [one.index.get_level_values(name) for name in keys]
+    groups = [one.index.get_level_values(name).to_numpy() for name in keys]
     sure = quotient((one.to_numpy(), ones), (two.to_numpy(), ones), groups=groups)
     return f"{times:.2f}× [{sure.low:.2f}, {sure.high:.2f}]"
 
@@ -239,8 +239,7 @@ def _length(tokens: str) -> int:
 
 
 def _over(rows: pd.DataFrame) -> str:
-    counted = {name: rows[name].nunique() for name in SAMPLES if name in rows}
-    over = " and ".join(f"{count} {name}s" for name, count in counted.items() if count > 1)
+    over = sampled(rows)
     return f"Bars: 90 % intervals over {over}." if over else "One case and one seed: no interval."
 
 

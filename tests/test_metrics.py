@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.interval_coverage import POPULATIONS, coverage
 from scenarios.metrics import (
     difference,
     distinct,
@@ -50,6 +51,15 @@ def test_intervals_cover_as_often_as_they_say() -> None:
         estimate = mean(rng.normal(0.0, 1.0, 40))
         hits += estimate.low <= 0.0 <= estimate.high
     assert 0.84 <= hits / 400 <= 0.95
+
+
+def test_few_cases_have_intervals_that_are_too_narrow_and_another_kind_is_no_cure() -> None:
+    even, skewed, _ = POPULATIONS
+    assert coverage(even, 3, 400)[0] < 0.7
+    for population, most in ((even, 0.92), (skewed, 0.90)):
+        plain, corrected = coverage(population, 12, 400)
+        assert 0.72 <= plain <= most
+        assert abs(plain - corrected) < 0.06
 
 
 def test_a_paired_difference_is_narrower_than_its_parts() -> None:

@@ -167,8 +167,8 @@ def test_more_links_make_no_difference_surer(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     before, after = rng.normal(100, 5, 6), rng.normal(104, 5, 6)
     once = _change("token_ms_p50", before, after, [np.arange(6)])
-    often = _change("token_ms_p50", *(np.repeat(x, 8) for x in (before, after)),
-                    [np.repeat(np.arange(6), 8)])  # fmt: skip
+    groups = [np.repeat(np.arange(6), 8)]
+    often = _change("token_ms_p50", np.repeat(before, 8), np.repeat(after, 8), groups)
     assert (often.low, often.high) == pytest.approx((once.low, once.high))
     assert often.cells == 8 * once.cells
 
