@@ -218,6 +218,17 @@ def test_every_study_that_ships_reads(path: Path) -> None:
     assert study_path(path.stem) == path
 
 
+def test_the_page_of_studies_lists_each_with_its_cells() -> None:
+    pages = LIBRARY.parents[1] / "docs" / "studies"
+    page = (pages / "README.md").read_text("utf-8")
+    listed = dict(re.findall(r"^\| `([\w-]+)` \|.*?\| (\d+) \|", page, re.M))
+    shipped = {path.stem: len(read_scenario(path)) for path in LIBRARY.glob("*.toml")}
+    shipped.pop("dinner")  # for `costeer simulate`
+    assert listed == {name: str(count) for name, count in shipped.items()}
+    for name in shipped.keys() - {"quickstart"}:
+        assert f"costeer sweep {name}" in (pages / f"{name}.md").read_text("utf-8"), name
+
+
 def test_a_fleets_figures_have_a_line_for_each_schedule() -> None:
     rows = pd.DataFrame(
         [
