@@ -207,7 +207,7 @@ def main() -> None:
     options.add_argument("--weights-mb", type=float, default=494.0)
     options.add_argument("--cloud", default="a100-qwen2.5-7b")
     chosen = options.parse_args()
-    found = [Recording.load(path, end_ids=(2, 151645, 151643)) for path in chosen.recordings]
+    found = [Recording.load(path) for path in chosen.recordings]
     device_costs = device(chosen.device).costs(weights_mb=chosen.weights_mb, vocabulary=151_936)
     device_costs = replace(device_costs, prefill_ms_per_token=0.2)  # not what is compared here
     costs = Costs(device_costs, cloud(chosen.cloud).costs())

@@ -54,7 +54,7 @@ def apart(rule: Method, one: Predictions, other: Predictions) -> tuple[float, fl
     """Summed KL of the steered policies of `rule`, and positions with the same best token."""
     divergence = same = 0.0
     for at in range(len(one)):
-        placed = about_names(rule, one, at)
+        placed = about_names(rule, one.names, one.position(at)[0])
         policies = [steered(placed, each.position(at)[1], at) for each in (one, other)]
         divergence += float(kl(*policies))
         same += int(np.argmax(policies[0][:-1])) == int(np.argmax(policies[1][:-1]))

@@ -148,6 +148,8 @@ def record(
             "gain": np.array(job.gain),
             "prompts": np.array([job.agnostic.keys.shape[2], job.small[0].keys.shape[2]]),
             "query": np.array(job.query),
+            "end_ids": np.array(end_ids),
+            "vocabulary_size": np.array(base.logits.shape[-1]),
         }
         for row, job in enumerate(jobs)
     }

@@ -9,68 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cloud_sim.model import ScoreRequest
 from cloud_sim.session import Limits, session
 from cloud_sim.sim.costs import DeviceCosts
-from edge_runtime.candidates import CandidateSet, TopK, codec
+from cloud_sim.sim.tape import TapeCodec
+from edge_runtime.candidates import CandidateSet
 from edge_runtime.policy import Decision, Scores, Use
 from edge_runtime.schedules.actions import Kind, Load, Session
 from edge_runtime.schedules.exchange import Request
+from scenarios import recordings
 
-Arrays = dict[str, npt.NDArray[Any]]
 
-
-class Remembered:
-    """A codec that hands out what was encoded before: rows of `RecordedCloud` are payloads."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._real = codec(name)
-        self._decoded: dict[bytes, CandidateSet] = {}
+class Remembered(TapeCodec):
+    """Hands out what was encoded before: rows of `RecordedCloud` are payloads."""
 
     def encode(self, logprobs: Any) -> bytes:
         """The row itself."""
         payload: bytes = logprobs
         return payload
 
-    def decode(self, payload: bytes) -> CandidateSet:
-        """Decoded once."""
-        if payload not in self._decoded:
-            self._decoded[payload] = self._real.decode(payload)
-        return self._decoded[payload]
 
+class Recording(recordings.Recording):
+    """A recorded answer in the place of both models."""
 
-class Recording:
-    """One answer: the public prompt's length, the tokens, and what both models said on the way."""
-
-    def __init__(self, name: str, arrays: Arrays, end_ids: tuple[int, ...]) -> None:
-        self.name = name
-        self.gain = float(arrays["gain"])
-        self.tokens: list[int] = arrays["tokens"].tolist()
-        self.end_ids = end_ids
-        self.prompt_tokens, self.aware_tokens = (int(n) for n in arrays["prompts"])
-        self.scores: npt.NDArray[np.float32] = arrays["scores"]
-        self.own_best = arrays["own_ids"][
-            np.arange(len(self.tokens)), arrays["own_logprobs"].argmax(1)
-        ].tolist()
-        best = TopK(arrays["ids"].shape[1])
-        self.codec = Remembered(best.name)
-        self.payloads = [
-            best.pack(ids, logprobs)
-            for ids, logprobs in zip(arrays["ids"], arrays["logprobs"], strict=True)
-        ]
-
-    @classmethod
-    def load(cls, path: Path, end_ids: tuple[int, ...] = (151645, 151643)) -> Recording:
-        """From a file of `benchmarks.record_answers`."""
-        with np.load(path) as arrays:
-            return cls(path.stem, dict(arrays), end_ids)
+    @cached_property
+    def codec(self) -> Remembered:
+        """Decodes each payload once."""
+        return Remembered(self.codec_name)
 
     def at(self, position: int) -> int:
         """The recorded position that stands for `position`."""
@@ -207,7 +177,7 @@ class RecordedDevice:
         if kind == "prefill":
             return Load(rows=2, tokens=self.recording.aware_tokens)
         if kind == "head" and not candidates:
-            candidates = 151_936
+            candidates = self.recording.vocabulary_size
         return Load(rows=2, tokens=tokens, past=past, candidates=candidates)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,7 +130,16 @@ def evaluate(
             rows[name]["judge"] = mean([server.grade(c, a.text) for c, a in pairs]).dict()
     errors.print(_table(rows))
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps(_finite(rows), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for what is no number: null."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _numbers(text: str) -> list[float]:
@@ -179,7 +189,7 @@ def _table(rows: dict[str, Any]) -> Table:
 
 
 def _cell(figure: dict[str, float] | None, scale: int, unit: str) -> str:
-    if figure is None:
+    if figure is None or math.isnan(figure["value"]):
         return ""
     digits = 0 if unit else 3
     # + 0.0: what is rounded to nothing has no sign.

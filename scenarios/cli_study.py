@@ -106,7 +106,7 @@ def table(
     )
     print(found.markdown())
     over = found.samples or "one sample, so there are none"
-    typer.echo(f"90 % intervals over {over}.", err=True)
+    typer.echo(f"90 % intervals over {over}. {found.warning}".rstrip(), err=True)
     if as_json:
         print(json.dumps({"samples": found.samples, "cells": found.cells}))
 

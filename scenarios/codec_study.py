@@ -41,7 +41,7 @@ def measure(cell: Cell, kept: Vectors) -> tuple[dict[str, Any], dict[str, float]
     nll = full_nll = same = sent = 0.0
     whole = kept.steered(rule)
     for position, (table, place) in enumerate(zip(kept.tables, kept.places, strict=True)):
-        through = steered(rule, table, position, lossy)
+        through = steered(kept.about(rule, position), table, position, lossy)
         full_nll -= whole[position][0]
         nll -= float(through[place])
         same += whole[position][1] == int(np.argmax(through[:-1]))

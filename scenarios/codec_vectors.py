@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edge_runtime.steering import Method
 from scenarios.datasets import Case
 from scenarios.evaluate import predictions
-from scenarios.methods import steered
+from scenarios.methods import about_names, steered
 from scenarios.pair import Lengths, Pair, along, both_along
 from scenarios.predictions import CLOUD, Predictions, Store
 
@@ -44,18 +44,23 @@ class Vectors:
     """Where among its columns each position's own token is."""
     cloud: Floats
     """What would be sent, [n, V]."""
+    ids: Sequence[npt.NDArray[np.integer]] = ()
+    """For each position its columns' tokens [C]; none: a column for each token in order."""
+    names: tuple[int, ...] = ()
+    """Tokens of the note's names (`edge_runtime.names`)."""
     _steered: dict[Method, list[tuple[float, int]]] = field(default_factory=dict)
 
     @classmethod
-    def whole(cls, tokens: Sequence[int], tables: Floats) -> Vectors:
+    def whole(cls, tokens: Sequence[int], tables: Floats, names: tuple[int, ...] = ()) -> Vectors:
         """From tables [4, n, V + 1]."""
         cloud = np.ascontiguousarray(tables[CLOUD, :, :-1])
-        return cls([tables[:, at] for at in range(len(tokens))], list(tokens), cloud)
+        rows = [tables[:, at] for at in range(len(tokens))]
+        return cls(rows, list(tokens), cloud, names=names)
 
     @classmethod
     def kept(cls, found: Predictions, size: int) -> Vectors:
         """From what was kept of predictions over `size` tokens."""
-        tables, places = [], []
+        tables, places, columns = [], [], []
         cloud = np.empty((len(found), size), np.float32)
         # Nearly evenly: equal numbers would take a codec's partition longer than any real ones.
         spread = np.random.default_rng(np.random.SeedSequence(_ENTROPY)).uniform(0.75, 1, size)
@@ -66,7 +71,8 @@ class Vectors:
             cloud[at, ids[:-1]] = table[CLOUD, :-1]
             tables.append(table)
             places.append(found.target(at))
-        return cls(tables, places, cloud)
+            columns.append(ids)
+        return cls(tables, places, cloud, columns, found.names)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -76,12 +82,16 @@ class Vectors:
         pairs = zip(self.tables, self.places, strict=True)
         return -float(sum(np.float64(table[row, place]) for table, place in pairs))
 
+    def about(self, rule: Method, at: int) -> Method:
+        """`rule` with the note's names, as columns of position `at`'s table."""
+        return about_names(rule, self.names, self.ids[at] if self.ids else None)
+
     def steered(self, rule: Method) -> list[tuple[float, int]]:
         """For each position, where nothing is lost: log policy of its token, and the best one."""
         if rule not in self._steered:
             found = []
             for at, place in enumerate(self.places):
-                policy = steered(rule, self.tables[at], at)
+                policy = steered(self.about(rule, at), self.tables[at], at)
                 found.append((float(policy[place]), int(np.argmax(policy[:-1]))))
             self._steered[rule] = found
         return self._steered[rule]
@@ -101,4 +111,4 @@ def vectors(pair: Pair, case: Case, lengths: Lengths, kind: Kind, store: Store) 
     tables = np.full((len(found_tables), len(tokens), size + 1), REST, np.float32)
     for row, table in enumerate(found_tables):
         tables[row, :, :size] = table[:, :size]
-    return Vectors.whole(tokens, tables)
+    return Vectors.whole(tokens, tables, pair.names(case))

@@ -1,4 +1,8 @@
-"""Two finished studies against each other: what got better or worse, with intervals."""
+"""Two finished studies against each other: what got better or worse, with intervals.
+
+Cells are paired; intervals are over cases and seeds, which were drawn. Cells of one case over many
+links are no further evidence: which links a study has was chosen.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime.errors import UsageError
-from scenarios.metrics import difference
+from scenarios.metrics import Groups, difference
 from scenarios.store import Store
+from scenarios.study_arms import drawn
 
 FIGURES = {
     "ttft_ms": "lower",
@@ -73,18 +78,20 @@ def compare(a: Store, b: Store) -> list[Change]:
         )
     changes = []
     for figure in FIGURES:
-        if f"{figure} a" not in both or both[f"{figure} a"].isna().all():
+        if f"{figure} a" not in both:
             continue
-        before, after = both[f"{figure} a"].to_numpy(), both[f"{figure} b"].to_numpy()
-        changes.append(_change(figure, before, after))
+        there = both.dropna(subset=[f"{figure} a", f"{figure} b"])
+        if len(there):
+            before, after = (there[f"{figure} {side}"].to_numpy(float) for side in "ab")
+            changes.append(_change(figure, before, after, drawn(there)))
     return changes
 
 
-def _change(figure: str, before: Any, after: Any) -> Change:
+def _change(figure: str, before: Any, after: Any, groups: Groups = ()) -> Change:
     ones = [1.0] * len(before)
     # Of a log-likelihood too, more is more.
     scale = abs(float(before.mean())) or 1.0
-    found = difference((after, ones), (before, ones))
+    found = difference((after, ones), (before, ones), groups=groups)
     return Change(
         figure,
         float(before.mean()),

@@ -6,13 +6,14 @@ import html
 import math
 from typing import Any
 
+from scenarios.draw_fields import fields
 from scenarios.figures import COLOURS, Figure, Series
 from scenarios.labels import Label, extent, labels, ticks
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
 """plotly's names for `figures.MARKS`."""
-INK = "#77777d"
-"""Readable on the light and on the dark page."""
+INK = "#6b6b70"
+"""As the page's small print; `page_style` gives it the dark page's."""
 GRID = "rgba(128,128,128,.25)"
 DASHES = ("solid", "dash", "dot", "dashdot")
 """Of joined series in turn: where two coincide, both are seen."""
@@ -32,15 +33,13 @@ def fragment(figure: Figure) -> str:
     """The figure as a piece of HTML that needs `script` before it."""
     import plotly.graph_objects as go
 
-    drawn = go.Figure()
-    height = 440
     if figure.kind == "grid":
-        height = 110 + 62 * _grid(drawn, figure)
-    else:
-        for index, series in enumerate(figure.series):
-            drawn.add_trace(_marks(series, index))
-            if series.named and any(_hollow(series)):
-                drawn.add_trace(_key(series, index))
+        return fields(figure)
+    drawn, height = go.Figure(), 440
+    for index, series in enumerate(figure.series):
+        drawn.add_trace(_marks(series, index))
+        if series.named and any(_hollow(series)):
+            drawn.add_trace(_key(series, index))
     named = sum(series.named for series in figure.series)
     drawn.update_layout(
         template="plotly_white",
@@ -61,7 +60,10 @@ def fragment(figure: Figure) -> str:
         drawn.update_xaxes(**_log(figure, "x"))
     if figure.y_log:
         drawn.update_yaxes(**_log(figure, "y"))
-    for label in labels(figure, width=WIDTH, height=height - 100, font=LABEL):
+    if figure.y_zero:
+        drawn.update_yaxes(rangemode="tozero")
+    beside = labels(figure, width=WIDTH, height=height - 100, font=LABEL)
+    for label in beside:
         drawn.add_annotation(_annotation(figure, label))
     if figure.x_names:
         places = list(range(len(figure.x_names)))
@@ -74,7 +76,8 @@ def fragment(figure: Figure) -> str:
         div_id=figure.name,
         config={"displayModeBar": False, "responsive": True},
     )
-    return text
+    # Names that stand beside marks need the width that they were placed for: it can be scrolled.
+    return f'<div class="wide"><div class="roomy">{text}</div></div>' if beside else text
 
 
 def _log(figure: Figure, axis: str) -> dict[str, Any]:
@@ -175,31 +178,3 @@ def _key(series: Series, index: int) -> Any:
         marker=marker,
         legendgroup=series.name,
     )
-
-
-def _grid(drawn: Any, figure: Figure) -> int:
-    """Draw fields; the number of rows."""
-    import plotly.graph_objects as go
-
-    down = list(dict.fromkeys(cell[0] for cell in figure.grid))[::-1]
-    right = list(dict.fromkeys(cell[1] for cell in figure.grid))
-    found = {(cell[0], cell[1]): cell for cell in figure.grid}
-    texts = [[found[d, r][3] if (d, r) in found else "" for r in right] for d in down]
-    drawn.add_trace(
-        go.Heatmap(
-            x=right,
-            y=down,
-            z=[[found[d, r][2] if (d, r) in found else None for r in right] for d in down],
-            text=[[text.replace("\n", "<br>") for text in row] for row in texts],
-            texttemplate="%{text}",
-            textfont={"color": "#1d1d1f", "size": 11},
-            hovertemplate="%{y}, %{x}<br>%{text}<extra></extra>",
-            # Pale throughout: the text stands on it.
-            colorscale=[[0, "#fff7e0"], [1, "#f0a830"]],
-            showscale=False,
-            xgap=2,
-            ygap=2,
-        )
-    )
-    drawn.update_xaxes(type="category", side="top" if not figure.x_label else "bottom")
-    return len(down)

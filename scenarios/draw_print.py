@@ -118,6 +118,8 @@ def _marks(figure: Figure, axes: Any) -> None:
         )
         axes.set_xlim(-0.6, len(figure.x_names) - 0.4)
     _scales(figure, axes)
+    if figure.y_zero:
+        axes.set_ylim(bottom=0)
     _names(figure, axes)
     axes.grid(alpha=0.3)
     if sum(series.named for series in figure.series) > 1:

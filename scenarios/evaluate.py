@@ -17,13 +17,16 @@ from edge_runtime.candidates import codec
 from edge_runtime.errors import UsageError
 from edge_runtime.steering import PRESETS, Method
 from scenarios.aligned import by_bytes, mapped
+from scenarios.answers_row import answers_row
 from scenarios.datasets import Case
 from scenarios.methods import Score, score
-from scenarios.metrics import LEVEL, Estimate, gap_captured, mean, ratio
+from scenarios.metrics import LEVEL, Estimate, gap_captured, ratio
 from scenarios.pair import Lengths, Pair, along, both_along
 from scenarios.predictions import CLOUD, UPLOAD, Predictions, Store, gather
 from scenarios.written import Answer, Job, write
 
+RULES = 1
+"""Part of every answer's key: raised when a rule of the same numbers writes other answers."""
 BLOCK = 50
 """Cases whose prompts stay in memory while all rules answer them."""
 Progress = Callable[[str, int, int], None]
@@ -106,41 +109,9 @@ class Evaluation:
             if self.codec != "full":
                 row |= self._codec(result.scores, tokens)
         if result.answers:
-            row |= _answers(result.answers, self.level)
+            row |= answers_row(result.answers, self.level)
         row["intervals"] = intervals
         return row
-
-
-def _answers(answers: Sequence[Answer], level: float) -> dict[str, Any]:
-    tokens = [float(a.tokens) for a in answers]
-    return {
-        "upload_logp": ratio([a.upload_logp for a in answers], tokens, level=level).dict(),
-        "cloud_logp": ratio([a.cloud_logp for a in answers], tokens, level=level).dict(),
-        "evidence": ratio(
-            [a.upload_logp - a.cloud_logp for a in answers], tokens, level=level
-        ).dict(),
-        "facts": ratio(
-            [float(a.facts) for a in answers], [float(a.of_facts) for a in answers], level=level
-        ).dict(),
-        "note_facts": mean([float(a.note_facts) for a in answers], level=level).dict(),
-        "rouge1": mean([a.rouge1 for a in answers], level=level).dict(),
-        "rougeL": mean([a.rougeL for a in answers], level=level).dict(),
-        "distinct2": mean([a.distinct2 for a in answers], level=level).dict(),
-        "length": mean(tokens, level=level).dict(),
-        "downlink_bytes_per_token": ratio(
-            [float(a.downlink_bytes) for a in answers], tokens, level=level
-        ).dict(),
-        "answers": len(answers),
-        **_guessed(answers, level),
-    }
-
-
-def _guessed(answers: Sequence[Answer], level: float) -> dict[str, Any]:
-    guessed = [(a.guessed_logp, float(a.tokens)) for a in answers if a.guessed_logp is not None]
-    if not guessed:
-        return {}
-    above, below = zip(*guessed, strict=True)
-    return {"guessed_logp": ratio(above, below, level=level).dict()}
 
 
 def chosen(result: Evaluation, names_worth: float) -> Result:
@@ -207,7 +178,9 @@ def predictions(case: Case, pair: Pair, lengths: Lengths, store: Store) -> Predi
     key = store.key(
         what="predictions",
         query=case.query,
+        context=case.context,
         aware=case.aware,
+        notes=_apart(case, pair),
         reference=case.reference,
         reference_tokens=lengths.reference_tokens,
         **pair.identity,
@@ -277,14 +250,22 @@ def answers(
     return found
 
 
+def _apart(case: Case, pair: Pair) -> tuple[str, ...]:
+    """The notes that have a delta each: how one text is cut into them matters then."""
+    return case.notes if pair.notes == "apart" else ()
+
+
 def _answer_key(rule: Method, case: Case, pair: Pair, plan: Plan) -> str:
     if not (rule.mix or rule.copy):
         rule = dataclasses.replace(rule, temper=1.0)  # the best token stays the best
     numbers = {k: v for k, v in dataclasses.asdict(rule).items() if k != "name"}
     return Store.key(
         what="answer",
+        rules=RULES,
         query=case.query,
+        context=case.context,
         aware=case.aware,
+        notes=_apart(case, pair),
         reference=case.reference,
         facts=case.facts,
         tokens=plan.generate,

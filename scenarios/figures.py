@@ -56,6 +56,8 @@ class Figure:
     note: str = ""
     x_log: bool = False
     y_log: bool = False
+    y_zero: bool = False
+    """Whether y begins at 0, so that heights compare as times do."""
     x_names: tuple[str, ...] = ()
     """Names of the places 0, 1, ... where x is no number."""
     kind: Literal["marks", "grid", "bars", "text"] = "marks"

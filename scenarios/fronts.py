@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from scenarios.metrics import Estimate, Numbers, ratio
+from scenarios.metrics import Estimate, Groups, Numbers, ratio, ratios, weights
 
 RESAMPLES = 1000
-_ENTROPY = 0xF207
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,45 +39,35 @@ class Placed:
     """Of the resamples in which it is on the front."""
 
 
-def place(arms: Sequence[Arm], *, y_high: bool = True) -> list[Placed]:
+def place(arms: Sequence[Arm], *, y_high: bool = True, groups: Groups = ()) -> list[Placed]:
     """Each arm with its intervals and its share; x is better when low, y when high (or low).
 
-    All arms need the same cases in the same order.
+    All arms need the same cases in the same order; `groups` as in `scenarios.metrics`.
     """
     if not arms:
         return []
     cases = len(np.asarray(arms[0].x[0]))
-    rng = np.random.default_rng(np.random.SeedSequence(_ENTROPY, spawn_key=(cases,)))
-    weights = rng.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES).astype(np.float64)
+    resampled = weights(cases, groups, RESAMPLES)
     whole = np.ones((1, cases))
     sign = 1.0 if y_high else -1.0
     drawn = _unbeaten(
-        np.stack([_figures(weights, arm.x) for arm in arms]),
-        sign * np.stack([_figures(weights, arm.y) for arm in arms]),
+        np.stack([ratios(*arm.x, resampled) for arm in arms]),
+        sign * np.stack([ratios(*arm.y, resampled) for arm in arms]),
     )
     measured = _unbeaten(
-        np.stack([_figures(whole, arm.x) for arm in arms]),
-        sign * np.stack([_figures(whole, arm.y) for arm in arms]),
+        np.stack([ratios(*arm.x, whole) for arm in arms]),
+        sign * np.stack([ratios(*arm.y, whole) for arm in arms]),
     )
     return [
         Placed(
             arm.name,
-            ratio(*arm.x),
-            ratio(*arm.y),
+            ratio(*arm.x, groups=groups),
+            ratio(*arm.y, groups=groups),
             bool(measured[index, 0]),
             float(drawn[index].mean()),
         )
         for index, arm in enumerate(arms)
     ]
-
-
-def _figures(
-    weights: npt.NDArray[np.float64], sums: tuple[Numbers, Numbers]
-) -> npt.NDArray[np.float64]:
-    above, below = (np.asarray(one, np.float64) for one in sums)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found: npt.NDArray[np.float64] = (weights @ above) / (weights @ below)
-    return found
 
 
 def _unbeaten(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

@@ -28,6 +28,10 @@ QUALITY_TOKENS = 1500
 """Longest prompt and reference together of a quality cell."""
 
 
+_TOLD = ("query", "context", "aware", "reference", "facts")
+"""Of a case: what the figures of an answer to it depend on."""
+
+
 class Measures:
     """Runs groups of cells of any kind; what it opens it keeps for the next group."""
 
@@ -159,9 +163,8 @@ class Measures:
 
         pair, ids = self._pair(cell), result.transcript.tokens
         store = Store(cache_dir() / "evaluate")
-        key = store.key(
-            what="told", ids=ids, aware=cell.case.aware, query=cell.case.query, **pair.identity
-        )
+        asked = {name: getattr(cell.case, name) for name in _TOLD}
+        key = store.key(what="told", ids=ids, **asked, **pair.identity)
         found = store.record(key)
         if found is None:
             found = measure(cell.case, pair, ids, result.row["text"], 0).record()

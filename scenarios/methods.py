@@ -93,13 +93,14 @@ def steered(
     return whole
 
 
-def about_names(rule: Method, kept: Predictions, at: int) -> Method:
-    """`rule` with the note's names where they are among the ids of position `at`: a table's columns
-    stand for the vocabulary there."""
-    if not rule.copy:
-        return rule
-    ids, _ = kept.position(at)
-    return rule.about(tuple(np.flatnonzero(np.isin(ids, kept.names)).tolist()))
+def about_names(
+    rule: Method, names: tuple[int, ...], ids: npt.NDArray[np.integer] | None
+) -> Method:
+    """`rule` with the note's `names` where they are among a table's `ids` [C], whose columns stand
+    for the vocabulary there. None: the columns are the vocabulary."""
+    if not rule.copy or ids is None:
+        return rule.about(names)
+    return rule.about(tuple(np.flatnonzero(np.isin(ids, names)).tolist()))
 
 
 def seen(codec: Codec, cloud: npt.NDArray[np.floating]) -> CandidateSet:
@@ -114,8 +115,8 @@ def score(rule: Method, kept: Predictions, codec: Codec | None = None) -> Score:
     """`rule` on the reference of `kept`, through `codec` (None: nothing is lost)."""
     nll = divergence = top = diverged = sent = lost = lost_sent = same = 0.0
     for at in range(len(kept)):
-        _, table = kept.position(at)
-        rule = about_names(rule, kept, at)
+        ids, table = kept.position(at)
+        rule = about_names(rule, kept.names, ids)
         target = kept.target(at)
         chosen = steered(rule, table, at, codec)
         nll -= float(chosen[target])

@@ -2,7 +2,8 @@
 
 Every figure here is a ratio of sums over cases (a mean is one with ones below), so one bootstrap
 over cases serves them all: cases, not tokens, are what a new sample would change. All figures of a
-study draw the same resamples, so a difference of two methods is paired by construction.
+study draw the same resamples, so a difference of two methods is paired by construction. Where seeds
+are drawn besides cases, each of the two is resampled by itself (`groups`).
 
 It does NOT run a model: `scenarios.evaluate` feeds it.
 """
@@ -21,6 +22,8 @@ import numpy.typing as npt
 from edge_runtime.names import WORD, names_of
 
 Numbers = Sequence[float] | npt.NDArray[np.floating]
+Groups = Sequence[Sequence[Any] | npt.NDArray[Any]]
+"""What was drawn, each as a label for every number: cases, seeds. None: every number by itself."""
 
 LEVEL = 0.9
 """Coverage of every interval, unless another is asked for."""
@@ -30,7 +33,8 @@ _ENTROPY = 0x60571EE7
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure and its bootstrap percentile interval over `cases` cases."""
+    """A figure and its bootstrap percentile interval over `cases` samples (cases, or pairs of a
+    case and a seed)."""
 
     value: float
     low: float
@@ -43,72 +47,98 @@ class Estimate:
 
 
 @lru_cache(maxsize=8)
-def _weights(cases: int, resamples: int) -> npt.NDArray[np.float64]:
-    """How often each case is drawn in each resample, [resamples, cases]: the same for all."""
-    rng = np.random.default_rng(np.random.SeedSequence(_ENTROPY, spawn_key=(cases,)))
-    weights = rng.multinomial(cases, np.full(cases, 1 / cases), size=resamples).astype(np.float64)
-    weights.flags.writeable = False
-    return weights
+def _counts(levels: int, factor: int, resamples: int) -> npt.NDArray[np.float64]:
+    """How often each level is drawn in each resample, [resamples, levels]: the same for all."""
+    # The first factor's key has no number of its own: cases alone draw what they always drew.
+    key = (levels, factor) if factor else (levels,)
+    rng = np.random.default_rng(np.random.SeedSequence(_ENTROPY, spawn_key=key))
+    counts = rng.multinomial(levels, np.full(levels, 1 / levels), size=resamples)
+    found = counts.astype(np.float64)
+    found.flags.writeable = False
+    return found
 
 
-def _ratios(above: Numbers, below: Numbers, resamples: int) -> npt.NDArray[np.float64]:
+def weights(count: int, groups: Groups = (), resamples: int = RESAMPLES) -> npt.NDArray[np.float64]:
+    """How much each of `count` numbers weighs in each resample, [resamples, count].
+
+    Numbers of one label are drawn together, and crossed groups each by itself: a number weighs how
+    often its case was drawn times how often its seed was (the pigeonhole bootstrap, Owen 2007).
+    A group with a single label is not drawn: of one case nothing is known about other cases.
+    """
+    if not groups:
+        return _counts(count, 0, resamples)
+    orders = [{label: i for i, label in enumerate(dict.fromkeys(labels))} for labels in groups]
+    crossed = [pair for pair in zip(groups, orders, strict=True) if len(pair[1]) > 1]
+    found = np.ones((resamples, count))
+    for factor, (labels, order) in enumerate(crossed):
+        found *= _counts(len(order), factor, resamples)[:, [order[label] for label in labels]]
+    return found
+
+
+def ratios(
+    above: Numbers, below: Numbers, drawn: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """sum(above) / sum(below) in each resample of `drawn` (`weights`)."""
     top, bottom = np.asarray(above, np.float64), np.asarray(below, np.float64)
-    weights = _weights(len(top), resamples)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios: npt.NDArray[np.float64] = (weights @ top) / (weights @ bottom)
-    return ratios
+        found: npt.NDArray[np.float64] = (drawn @ top) / (drawn @ bottom)
+    return found
 
 
-def _estimate(value: float, drawn: npt.NDArray[np.float64], cases: int, level: float) -> Estimate:
-    drawn = drawn[np.isfinite(drawn)]
-    if not len(drawn):
-        return Estimate(value, float("nan"), float("nan"), cases)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, float(low), float(high), cases)
-
-
-def ratio(
-    above: Numbers, below: Numbers, *, level: float = LEVEL, resamples: int = RESAMPLES
+def _estimate(
+    value: float, found: npt.NDArray[np.float64], count: int, groups: Groups, level: float
 ) -> Estimate:
+    samples = len(set(zip(*groups, strict=True))) if groups else count
+    found = found[np.isfinite(found)]
+    if not len(found):
+        return Estimate(value, float("nan"), float("nan"), samples)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high), samples)
+
+
+def ratio(above: Numbers, below: Numbers, *, groups: Groups = (), level: float = LEVEL) -> Estimate:
     """sum(above) / sum(below) over cases [n], with its interval."""
     bottom = float(np.sum(below))
     value = float(np.sum(above)) / bottom if bottom else float("nan")
-    return _estimate(value, _ratios(above, below, resamples), len(above), level)
+    found = ratios(above, below, weights(len(above), groups))
+    return _estimate(value, found, len(above), groups, level)
 
 
-def mean(values: Numbers, *, level: float = LEVEL, resamples: int = RESAMPLES) -> Estimate:
+def mean(values: Numbers, *, groups: Groups = (), level: float = LEVEL) -> Estimate:
     """The mean over cases [n], with its interval."""
-    return ratio(values, np.ones(len(values)), level=level, resamples=resamples)
+    return ratio(values, np.ones(len(values)), groups=groups, level=level)
 
 
 def difference(
     first: tuple[Numbers, Numbers],
     second: tuple[Numbers, Numbers],
     *,
+    groups: Groups = (),
     level: float = LEVEL,
-    resamples: int = RESAMPLES,
 ) -> Estimate:
     """ratio(first) - ratio(second) on the same resamples: the paired interval.
 
     Each is (above, below) over the same cases in the same order.
     """
-    drawn = _ratios(*first, resamples) - _ratios(*second, resamples)
+    drawn = weights(len(first[0]), groups)
+    found = ratios(*first, drawn) - ratios(*second, drawn)
     value = ratio(*first).value - ratio(*second).value
-    return _estimate(value, drawn, len(first[0]), level)
+    return _estimate(value, found, len(first[0]), groups, level)
 
 
 def quotient(
     first: tuple[Numbers, Numbers],
     second: tuple[Numbers, Numbers],
     *,
+    groups: Groups = (),
     level: float = LEVEL,
-    resamples: int = RESAMPLES,
 ) -> Estimate:
     """ratio(first) / ratio(second) on the same resamples: "1.5 times as many facts"."""
+    drawn = weights(len(first[0]), groups)
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = _ratios(*first, resamples) / _ratios(*second, resamples)
+        found = ratios(*first, drawn) / ratios(*second, drawn)
         value = np.float64(ratio(*first).value) / ratio(*second).value
-    return _estimate(float(value), drawn, len(first[0]), level)
+    return _estimate(float(value), found, len(first[0]), groups, level)
 
 
 def gap_captured(steered: Numbers, cloud: Numbers, upload: Numbers, **how: Any) -> Estimate:

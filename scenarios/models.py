@@ -19,6 +19,7 @@ from edge_runtime.sampling import Sampler
 from edge_runtime.steering import method
 from edge_runtime.text import Prompts, Text
 from edge_runtime.weights import ALIASES, cache_dir
+from scenarios.identity import content_of
 from scenarios.reuse import Reusing
 from scenarios.spec import Cell
 from scenarios.store import content_key
@@ -140,7 +141,7 @@ class LocalModels:
         key = content_key(
             {
                 "bundle": {name: file.sha256 for name, file in manifest.files.items()},
-                "cloud": cell.cloud_model,
+                "cloud": content_of(cell.cloud_model),
                 "codec": cell.codec,
                 "query": query,
                 "case": cell.case.query,

@@ -18,6 +18,18 @@ from scenarios.page_style import STYLE
 STRONG_NATS = 4.0
 """A token that steering made e^4 = 55 times likelier gets the full colour."""
 
+_UP, _DOWN = "color-mix(in srgb,var(--up) {}%,transparent)", "var(--down)"
+COLOUR_KEY = (
+    "Colour: how much likelier steering made a token "
+    f'(<span style="background:{_UP.format(25)}"> e </span> '
+    f'<span style="background:{_UP.format(50)}"> e² </span> '
+    f'<span style="background:{_UP.format(100)}"> e⁴ times </span>), or less likely '
+    f'(<span style="background:{_DOWN}"> e⁻⁴ </span>). '
+    '<span class="other">Underlined</span>: the cloud alone would have said something else; '
+    "point at it to see what."
+)
+"""What the colours of `coloured` mean."""
+
 
 def write_page(path: Path, result: Mapping[str, Any]) -> None:
     """Write the page of a demo's `result` to `path`, all or nothing."""
@@ -30,7 +42,7 @@ def page(result: Mapping[str, Any]) -> str:
     sections = [
         _question(result),
         f'<div class="pair">{"".join(_answer(answer) for answer in answers)}</div>',
-        _colours(),
+        f'<p class="small">{COLOUR_KEY}</p>',
         "<h2>What it cost on this machine</h2>",
         _figures(answers),
         _timelines(answers),
@@ -95,17 +107,6 @@ def _answer(answer: Mapping[str, Any]) -> str:
     return (
         f"<section><h2>{html.escape(answer['label'])}</h2>"
         f'<p class="answer">{coloured(answer["tokens"])}</p><p class="small">{told}</p></section>'
-    )
-
-
-def _colours() -> str:
-    return (
-        '<p class="small">Colour: how much likelier steering made a token '
-        '(<span style="background:color-mix(in srgb,var(--up) 25%,transparent)"> e </span> '
-        '<span style="background:color-mix(in srgb,var(--up) 50%,transparent)"> e² </span> '
-        '<span style="background:var(--up)"> e⁴ times </span>). '
-        '<span class="other">Underlined</span>: the cloud alone would have said something else; '
-        "point at it to see what.</p>"
     )
 
 

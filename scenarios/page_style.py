@@ -18,6 +18,7 @@ padding:4px 18px}
 .pair h2{margin-top:.8em}
 .answer{white-space:pre-wrap;overflow-wrap:anywhere}
 .answer span,.small span{border-radius:3px}
+.small span[style]{color:var(--ink)}
 .other{text-decoration:underline 2px;text-underline-offset:3px}
 .small,footer,.legend{color:var(--soft);font-size:.86rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.93rem}
@@ -27,7 +28,16 @@ tr:first-child th{color:var(--soft);font-weight:600}
 .wide{overflow-x:auto}
 figure{margin:.6em 0 1.2em}
 figcaption{font-size:.9rem;font-weight:600}
-svg{width:100%;height:auto}
+figure svg{width:100%;min-width:600px;height:auto}
+.roomy{min-width:760px}
+.fields td,.fields th{text-align:center;border:2px solid var(--back);font-size:.72rem;
+padding:.35em .2em;min-width:9em;line-height:1.4}
+.fields td[style]{color:#1d1d1f}
+.fields th[scope=row]{text-align:right;font-weight:400;color:var(--soft);
+min-width:7em;position:sticky;left:0;background:var(--back)}
+.js-plotly-plot .legendtext,.js-plotly-plot .xtick text,.js-plotly-plot .ytick text,
+.js-plotly-plot .xtitle,.js-plotly-plot .ytitle,.js-plotly-plot .annotation-text
+{fill:var(--soft)!important}
 svg text{fill:var(--soft);font:11px system-ui,sans-serif}
 svg .grid{stroke:var(--line)}
 .legend{margin:.8em 0 .2em}

@@ -28,6 +28,7 @@ from edge_runtime.steering import Method, log_softmax
 from edge_runtime.text import Prompts, Text
 from edge_runtime.translated import TranslatedDevice
 from scenarios.datasets import Case
+from scenarios.identity import content_of
 from scenarios.model_branches import ModelBranches
 from scenarios.predictions import LogTable
 
@@ -240,7 +241,7 @@ def open_pair(
     if device.startswith("float:"):
         loaded = load(device.removeprefix("float:"), dtype="float32", attention=ATTENTION)
         branches = ModelBranches(RememberedPrompts(TransformersModel(loaded)))
-        text, name, ends = loaded.text, device, loaded.end_ids
+        text, name, ends = loaded.text, content_of(device), loaded.end_ids
     else:
         from edge_runtime.branches import open_branches
         from edge_runtime.bundle import open_bundle
@@ -251,7 +252,7 @@ def open_pair(
         branches, text = another(), Text.open(bundle)
         files, ends = bundle.manifest.files, tuple(bundle.manifest.tokens.end_ids)
         name = "+".join(sorted(file.sha256[:16] for file in files.values()))
-    identity = {"device": name, "cloud": f"{cloud} {cloud_dtype}"}
+    identity = {"device": name, "cloud": f"{content_of(cloud)} {cloud_dtype}"}
     # Only what is out of the ordinary is in the keys, so that what is kept stays known.
     identity |= {"align": align} if align != "none" else {}
     identity |= {"notes": f"{notes} {list(weights)}"} if notes != "together" else {}

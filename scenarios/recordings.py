@@ -11,13 +11,15 @@ can be tried without a model. What the cloud guesses beside the way is stood in 
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from cloud_sim.sim.replay import Replay, ReplayedDevice
 from cloud_sim.sim.tape import Tape, child
@@ -26,14 +28,110 @@ from edge_runtime.errors import SpecError, UsageError
 from edge_runtime.policy import Decision, Scores
 from edge_runtime.sampling import GREEDY
 from edge_runtime.schedules.exchange import Request
-from edge_runtime.steering import method
+from edge_runtime.steering import Method, method
 from scenarios.datasets import Case
 
 if TYPE_CHECKING:
     from scenarios.spec import Cell
 
-VOCABULARY = 151_936
-"""Rows of the pair's output layer, where a file does not say."""
+VOCABULARY, END_IDS = 151_936, (151_645, 151_643)
+"""Of the pair, where a file does not say: Qwen's."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recorded answer as its file holds it: n tokens, at each position K candidates."""
+
+    name: str
+    query: str
+    gain: float
+    tokens: list[int]
+    ids: npt.NDArray[np.integer]
+    """[n, K], ascending: the cloud's best."""
+    logprobs: npt.NDArray[np.float16]
+    """[n, K]: what the cloud says of them."""
+    scores: npt.NDArray[np.float32]
+    """[n, 2, K]: both rows of the small model over them, raw."""
+    own_best: list[int]
+    """The aware row's best token at each position; none where the file does not say."""
+    prompt_tokens: int
+    aware_tokens: int
+    end_ids: tuple[int, ...] = END_IDS
+    vocabulary_size: int = VOCABULARY
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """From a file of `benchmarks.record_answers`. Raises `UsageError` when it is not there,
+        `SpecError` when it is none."""
+        if not path.is_file():
+            raise UsageError(
+                "recorded answers",
+                "this case was not recorded with this gain",
+                got=path.name,
+                allowed=", ".join(
+                    sorted({p.stem.rpartition("@")[2] for p in path.parent.glob("*@*")})
+                ),
+            )
+        try:
+            with np.load(path) as file:
+                return cls._of(path.stem, dict(file))
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise SpecError(
+                str(path),
+                f"this is no recorded answer: {error}",
+                todo="Make it again: python -m benchmarks.record_answers",
+            ) from error
+
+    @classmethod
+    def _of(cls, name: str, arrays: dict[str, npt.NDArray[Any]]) -> Self:
+        prompt_tokens, aware_tokens = (int(count) for count in arrays["prompts"])
+        own: list[int] = []
+        if "own_ids" in arrays:
+            best = arrays["own_logprobs"].argmax(1)
+            own = arrays["own_ids"][np.arange(len(best)), best].tolist()
+        return cls(
+            name,
+            str(arrays["query"]),
+            float(arrays["gain"]),
+            arrays["tokens"].tolist(),
+            arrays["ids"],
+            arrays["logprobs"],
+            arrays["scores"],
+            own,
+            prompt_tokens,
+            aware_tokens,
+            tuple(int(end) for end in arrays.get("end_ids", END_IDS)),
+            int(arrays.get("vocabulary_size", VOCABULARY)),
+        )
+
+    @property
+    def codec_name(self) -> str:
+        """What the cloud's frames are encoded with."""
+        return f"topk:{self.ids.shape[1]}"
+
+    @cached_property
+    def payloads(self) -> list[bytes]:
+        """The cloud's frame for each position."""
+        packed = TopK(self.ids.shape[1]).pack
+        return [packed(*position) for position in zip(self.ids, self.logprobs, strict=True)]
+
+    def tape(self) -> Tape:
+        """The same, for a `Replay`."""
+        tape = Tape(
+            self.query,
+            "recorded",
+            "",
+            self.vocabulary_size,
+            self.end_ids,
+            self.codec_name,
+            (0,) * self.prompt_tokens,
+            (self.aware_tokens, self.prompt_tokens),
+        )
+        node = tape.root
+        for position, token in enumerate(self.tokens):
+            node.payload, node.scores = self.payloads[position], self.scores[position]
+            node = child(node, token)
+        return tape
 
 
 def cases(folder: Path) -> tuple[Case, ...]:
@@ -45,8 +143,7 @@ def cases(folder: Path) -> tuple[Case, ...]:
     for path in sorted(folder.glob("*@*.npz")):
         name = path.stem.rpartition("@")[0]
         if name not in found:
-            with np.load(path) as arrays:
-                query = str(arrays["query"])
+            query = Recording.load(path).query
             found[name] = Case(name, query, "", query, kind="recorded")
     if not found:
         raise SpecError(
@@ -62,36 +159,11 @@ def file_of(cell: Cell) -> Path:
     return Path(cell.recorded) / f"{cell.case.id}@{method(cell.method, cell.gain).gain:.3g}.npz"
 
 
-def read(path: Path) -> Tape:
-    """One recorded answer as a tape. Raises `UsageError` when it is not there."""
-    if not path.is_file():
-        raise UsageError(
-            "recorded answers",
-            "this case was not recorded with this gain",
-            got=path.name,
-            allowed=", ".join(sorted({p.stem.rpartition("@")[2] for p in path.parent.glob("*@*")})),
-        )
-    with np.load(path) as file:
-        arrays = dict(file)
-    ids, logprobs, scores = (arrays[name] for name in ("ids", "logprobs", "scores"))
-    codec = TopK(ids.shape[1])
-    agnostic, aware = (int(count) for count in arrays["prompts"])
-    tape = Tape(
-        str(arrays["query"]),
-        "recorded",
-        "",
-        int(arrays.get("vocabulary_size", VOCABULARY)),
-        tuple(int(end) for end in arrays.get("end_ids", ())),
-        codec.name,
-        (0,) * agnostic,
-        (aware, agnostic),
-    )
-    node = tape.root
-    for position, token in enumerate(arrays["tokens"].tolist()):
-        node.payload = codec.pack(ids[position], logprobs[position])
-        node.scores = scores[position]
-        node = child(node, token)
-    return tape
+def _same_answer(rule: Method) -> bool:
+    """Whether greedy answers of `rule` are those of softmax(L + gain D), as recorded. (A temper
+    leaves the best token the best.)"""
+    plain = Method("recorded", rule.gain, temper=rule.temper)
+    return replace(rule, name="recorded") == plain
 
 
 class RecordedReplay(Replay):
@@ -144,11 +216,19 @@ class RecordedPair:
     _tapes: dict[Path, Tape] = field(default_factory=dict)
 
     def replay(self, cell: Cell) -> Replay:
-        """The cell's answer. Raises `UsageError` for a codec or a temperature other than
+        """The cell's answer. Raises `UsageError` for a rule, a codec or a temperature other than
         the recording's."""
+        rule = method(cell.method, cell.gain)
+        if not _same_answer(rule):
+            raise UsageError(
+                "recorded answers",
+                "they were written by softmax(L + gain D), and this rule is another",
+                got=cell.method,
+                allowed="light, costeer, tempered, with a gain that was recorded",
+            )
         path = file_of(cell)
         if path not in self._tapes:
-            self._tapes[path] = read(path)
+            self._tapes[path] = Recording.load(path).tape()
         tape = self._tapes[path]
         if cell.codec != tape.codec or cell.temperature:
             raise UsageError(
@@ -157,7 +237,7 @@ class RecordedPair:
                 got=f"{cell.codec}, temperature {cell.temperature:g}",
                 allowed=f"{tape.codec}, temperature 0",
             )
-        return RecordedReplay(tape, method(cell.method, cell.gain), GREEDY)
+        return RecordedReplay(tape, rule, GREEDY)
 
     def decode(self, cell: Cell) -> Callable[..., str]:
         """Ids to text, if there is a tokenizer beside the answers; else the ids themselves."""

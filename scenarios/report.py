@@ -16,10 +16,10 @@ from edge_runtime.files import write_whole
 from scenarios import draw_page, draw_print, perfetto, timeline
 from scenarios.answer_figures import moved, spent
 from scenarios.figures import Figure
-from scenarios.page import coloured
+from scenarios.page import COLOUR_KEY, coloured
 from scenarios.page_style import STYLE
 from scenarios.store import Store
-from scenarios.study_arms import column, none, shown
+from scenarios.study_arms import column, none, shown, too_few
 from scenarios.study_figures import of_study
 from scenarios.study_joined import joined, read_quality
 
@@ -102,7 +102,7 @@ def _page(
     sections = [
         f"<h1>{html.escape(study['name'])}</h1>",
         f"<p>{html.escape(study['about'])}</p>",
-        f'<p class="small">{len(rows)} cells; varied: {html.escape(varied)}.</p>',
+        f'<p class="small">{len(rows)} cells; varied: {html.escape(varied)}. {too_few(rows)}</p>',
     ]
     sections += [
         f"<h2>{html.escape(figure.title)}</h2>{draw_page.fragment(figure)}"
@@ -138,8 +138,7 @@ def _shown(answers: list[tuple[str, dict[str, Any]]]) -> list[str]:
     ]
     sections = [
         "<h2>Answers, token by token</h2>",
-        '<p class="small">Colour: how much likelier steering made a token; underlined: the cloud '
-        "alone would have said something else (point at it). Bars: where each token's time went, "
+        f'<p class="small">{COLOUR_KEY} Bars: where each token\'s time went, '
         "from below in the order of the keys; the same as a "
         '<a href="trace.json">trace</a> for Perfetto.</p>',
         timeline.legend(parts),

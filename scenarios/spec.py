@@ -237,6 +237,12 @@ def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario
             got="both" if case.query else "neither",
             todo="Keep one of them",
         )
+    if set(table.device.align) != {"none"} and table.measure != "quality":
+        raise SpecError(
+            f"{where}: device.align",
+            f'only measure = "quality" looks across two tokenizers, not "{table.measure}"',
+            todo="For whole answers: costeer evaluate --align ... --generate N",
+        )
     axes: dict[str, tuple[Any, ...]] = {
         "bundle": table.device.bundle,
         "cloud_model": table.cloud.model,

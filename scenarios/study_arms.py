@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scenarios.figures import Point
-from scenarios.metrics import Estimate, mean, ratio
+from scenarios.metrics import Estimate, Groups, mean, ratio
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +23,8 @@ UNITS = {
 }
 SAMPLES = ("case", "seed")
 """What is drawn and not chosen: intervals are over these."""
+ENOUGH = 8
+"""Cases (or seeds) from which on an interval holds the truth nearly as often as it says."""
 
 
 def arms(rows: pd.DataFrame, by: Sequence[str]) -> Iterable[tuple[str, pd.DataFrame]]:
@@ -51,16 +53,37 @@ def by_sample(rows: pd.DataFrame, part: pd.DataFrame) -> pd.DataFrame | None:
     return found
 
 
-def estimated(x: float, values: Any, label: str) -> Point:
-    """The mean of `values` at `x`; one value alone has no interval."""
-    found = mean(np.asarray(values, np.float64))
-    exact = len(values) < 2
+def sampled(rows: pd.DataFrame) -> str:
+    """What the intervals of a study are over; empty where nothing was drawn twice."""
+    counts = {name: rows[name].nunique() for name in SAMPLES if name in rows}
+    return " and ".join(f"{count} {name}s" for name, count in counts.items() if count > 1)
+
+
+def too_few(rows: pd.DataFrame) -> str:
+    """What is to be said of intervals over few samples; empty where there are enough."""
+    counts = [rows[name].nunique() for name in SAMPLES if name in rows]
+    few = [count for count in counts if 1 < count < ENOUGH]
+    if not few:
+        return ""
+    return f"Intervals over {min(few)} are too narrow (docs/metrics.md says by how much)."
+
+
+def drawn(part: pd.DataFrame) -> Groups:
+    """Of each row what was drawn and not chosen, for intervals over just that: rows of one case
+    (over links, say) are no further evidence, and cases and seeds are drawn each by itself."""
+    return [part[name].to_numpy() for name in SAMPLES if name in part]
+
+
+def estimated(x: float, part: pd.DataFrame, figure: str, label: str) -> Point:
+    """The mean of the column `figure` at `x`; one sample alone has no interval."""
+    found = mean(part[figure].to_numpy(np.float64), groups=drawn(part))
+    exact = found.cases < 2
     return Point(x, found.value, label, None if exact else found.low, None if exact else found.high)
 
 
 def gap(part: pd.DataFrame) -> Estimate:
     """Share of the gap captured over the part's cases (docs/metrics.md)."""
-    return ratio(*gap_sums(part))
+    return ratio(*gap_sums(part), groups=drawn(part))
 
 
 def gap_sums(part: pd.DataFrame) -> tuple[Any, Any]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from scenarios.figures import Figure, Point, Series
 from scenarios.fronts import Arm, Placed, place
-from scenarios.study_arms import arms, by_sample, gap_sums, others
+from scenarios.metrics import Groups
+from scenarios.study_arms import arms, by_sample, drawn, gap_sums, others
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,13 +138,15 @@ def _figure(
         return None
     series: list[Series] = []
     for colour, (world, within) in enumerate(worlds):
-        compared = []
+        compared: list[Arm] = []
+        samples: Groups = ()
         for name, part in arms(within, others(varied, *split)):
             ordered = by_sample(within, part)
             if ordered is None:
                 return None  # arms on different cases cannot be weighed
             compared.append(Arm(name, x(ordered), y(ordered)))
-        placed = place(compared, y_high=y_high)
+            samples = drawn(ordered)  # the same for all
+        placed = place(compared, y_high=y_high, groups=samples)
         name = "arms" if world == "all" else world
         front = sorted((p for p in placed if p.on_front), key=lambda p: p.x.value)
         exact = bool(compared) and len(np.asarray(compared[0].x[0])) < 2

@@ -16,7 +16,7 @@ from edge_runtime.steering import Method, method
 from scenarios.figures import Figure, Point, Series
 from scenarios.methods import parse
 from scenarios.metrics import mean
-from scenarios.study_arms import arms, others
+from scenarios.study_arms import arms, drawn, others
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,8 @@ def joined(
                 known = next((row for q, row in quality.items() if _same(q, rule)), None)
                 if known is None:
                     continue
-                spent, gap = mean(part["token_ms"].to_numpy()), known["gap_captured"]
+                gap = known["gap_captured"]
+                spent = mean(part["token_ms"].to_numpy(), groups=drawn(part))
                 points.append(
                     Point(
                         *(spent.value, gap["value"], name or rule.name, gap["low"], gap["high"]),

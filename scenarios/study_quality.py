@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scenarios.figures import Figure, Point, Series
 from scenarios.metrics import ratio
-from scenarios.study_arms import arms, gap, others
+from scenarios.study_arms import arms, drawn, gap, others
 from scenarios.study_table import written
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def answers_told(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
     points = []
     for name, part in arms(_once(rows, axes), axes):
         tokens = part["answer_tokens"].to_numpy()
-        logp = ratio(part["upload_logp"].to_numpy(), tokens)
-        shows = ratio((part["upload_logp"] - part["cloud_logp"]).to_numpy(), tokens)
+        personal = (part["upload_logp"] - part["cloud_logp"]).to_numpy()
+        logp = ratio(part["upload_logp"].to_numpy(), tokens, groups=drawn(part))
+        shows = ratio(personal, tokens, groups=drawn(part))
         told = f"{int(part['facts'].sum())} of {int(part['of_facts'].sum())} facts"
         points.append(
             Point(
@@ -83,10 +84,11 @@ def sizes(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         loss = ratio(
             (part["nll"] - part["full_nll"]).to_numpy(),
             (part["cloud_nll"] - part["upload_nll"]).to_numpy(),
+            groups=drawn(part),
         )
-        same = ratio(part["same"].to_numpy(), tokens)
-        sent = ratio(part["sent"].to_numpy(), tokens)
-        size = ratio((part["payload_bytes"] * tokens).to_numpy(), tokens)
+        same = ratio(part["same"].to_numpy(), tokens, groups=drawn(part))
+        sent = ratio(part["sent"].to_numpy(), tokens, groups=drawn(part))
+        size = ratio((part["payload_bytes"] * tokens).to_numpy(), tokens, groups=drawn(part))
         share = size.value / float(part["full_bytes"].iloc[0])
         cells += [
             (name, "bytes a prediction", 0.0, written(size)),

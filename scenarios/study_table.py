@@ -2,8 +2,8 @@
 
     costeer table DIR --rows codec --columns profile --show token_ms
 
-Every figure is a ratio of sums over samples (cases and seeds), so one bootstrap serves them all,
-and two arms on the same samples are subtracted sample by sample (`against`).
+Every figure is a ratio of sums over samples (cases and seeds), so one bootstrap serves them all
+(`scenarios.metrics`), and two arms on the same samples are subtracted sample by sample (`against`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 from edge_runtime.errors import UsageError, did_you_mean
 from scenarios.compare import AXES
-from scenarios.metrics import Estimate, difference, ratio
-from scenarios.study_arms import SAMPLES, column, none, shown
+from scenarios.metrics import Estimate, Groups, difference, ratio
+from scenarios.study_arms import SAMPLES, column, none, sampled, shown, too_few
 from scenarios.study_sums import FIGURES, Shown
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class Table:
     cells: tuple[dict[str, Any], ...]
     samples: str
     """What the intervals are over; empty: there is only one sample."""
+    warning: str
+    """What is to be said of that."""
 
     def markdown(self) -> str:
         """For a page."""
@@ -85,9 +87,7 @@ def table(
                     texts.append(written(less, one.percent))
                 cells.append(cell)
         lines.append(tuple(texts))
-    keys = [name for name in SAMPLES if name in rows and rows[name].nunique() > 1]
-    samples = " and ".join(f"{rows[name].nunique()} {name}s" for name in keys)
-    return Table(tuple(head), tuple(lines), tuple(cells), samples)
+    return Table(tuple(head), tuple(lines), tuple(cells), sampled(rows), too_few(rows))
 
 
 def only(rows: pd.DataFrame, where: Sequence[str]) -> pd.DataFrame:
@@ -173,7 +173,7 @@ def _estimate(part: pd.DataFrame, one: Shown) -> Estimate | None:
     if not len(part):
         return None
     sums = _sums(part, one)
-    return ratio(sums["above"].to_numpy(), sums["below"].to_numpy())
+    return ratio(sums["above"].to_numpy(), sums["below"].to_numpy(), groups=_groups(sums))
 
 
 def _difference(part: pd.DataFrame, other: pd.DataFrame, one: Shown) -> Estimate | None:
@@ -185,7 +185,11 @@ def _difference(part: pd.DataFrame, other: pd.DataFrame, one: Shown) -> Estimate
         return None
     base = base.reindex(mine.index)
     first, second = ((sums["above"].to_numpy(), sums["below"].to_numpy()) for sums in (mine, base))
-    return difference(first, second)
+    return difference(first, second, groups=_groups(mine))
+
+
+def _groups(sums: pd.DataFrame) -> Groups:
+    return [sums.index.get_level_values(at).to_numpy() for at in range(sums.index.nlevels)]
 
 
 def _numbers(found: Estimate | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scenarios.figures import Figure, Point, Series
 from scenarios.metrics import mean, quotient
-from scenarios.study_arms import SAMPLES, arms, column, estimated, others, shown
+from scenarios.study_arms import SAMPLES, arms, column, drawn, estimated, others, sampled, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ def times(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
             if len(here):
                 # Arms stand beside each other, not on top.
                 x = links.index(link) + 0.5 * (len(series) + 1) / (len(found) + 1) - 0.25
-                points.append(estimated(x, here["token_ms"], f"{shown(link)} · {name}"))
+                points.append(estimated(x, here, "token_ms", f"{shown(link)} · {name}"))
         series.append(Series(name, tuple(points)))
     return Figure(
         "time-by-link",
@@ -42,6 +42,7 @@ def times(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         tuple(series),
         x_names=tuple(shown(link) for link in links),
         y_log=_wide(series),
+        y_zero=not _wide(series),
         note=f"Virtual time. {_over(rows)}",
     )
 
@@ -57,7 +58,7 @@ def over_rtt(rows: pd.DataFrame, varied: Sequence[str]) -> list[Figure]:
             Series(
                 name,
                 tuple(
-                    estimated(float(rtt), part[part["rtt_ms"] == rtt]["token_ms"], name)
+                    estimated(float(rtt), part[part["rtt_ms"] == rtt], "token_ms", name)
                     for rtt in sorted(part["rtt_ms"].unique())
                 ),
                 joined=True,
@@ -128,7 +129,8 @@ def _faster(slow: pd.DataFrame, fast: pd.DataFrame) -> str:
     if len(one) < 2 or not one.index.equals(two.index):
         return f"{times:.2f}×"
     ones = [1.0] * len(one)
-    sure = quotient((one.to_numpy(), ones), (two.to_numpy(), ones))
+    groups = [one.index.get_level_values(name).to_numpy() for name in keys]
+    sure = quotient((one.to_numpy(), ones), (two.to_numpy(), ones), groups=groups)
     return f"{times:.2f}× [{sure.low:.2f}, {sure.high:.2f}]"
 
 
@@ -140,7 +142,7 @@ def crowd(rows: pd.DataFrame, varied: Sequence[str], q: str = "p95") -> Figure |
     for name, part in arms(rows, others(varied, "arrivals_per_s")):
         by_rate = {rate: part[part["arrivals_per_s"] == rate] for rate in part["arrivals_per_s"]}
         points = [
-            estimated(float(rate), here[f"token_ms_{q}"], name)
+            estimated(float(rate), here, f"token_ms_{q}", name)
             for rate, here in sorted(by_rate.items())
         ]
         series.append(Series(name, tuple(points), joined=True))
@@ -168,7 +170,9 @@ def capacity(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
     highest = float(rows["arrivals_per_s"].max())
     for place, (name, part) in enumerate(arms(rows, others(varied, "arrivals_per_s"))):
         rates = [_capacity(one) for _, one in part.groupby("seed", sort=False)]
-        points.append(estimated(float(place), rates, name))
+        found = mean(rates)
+        sure = () if len(rates) < 2 else (found.low, found.high)
+        points.append(Point(float(place), found.value, name, *sure))
         names.append(f"{name} (or more)" if min(rates) >= highest else name)
     return Figure(
         "fleet-capacity",
@@ -206,8 +210,9 @@ def privacy(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
         points = []
         for link, here in part.groupby("profile", sort=False):
             tokens = here["tokens"].map(_length)
-            bits = mean(((here["evidence_bits"] + here["context_bits"]) / tokens).to_numpy())
-            spent = mean(here["token_ms"].to_numpy())
+            told = (here["evidence_bits"] + here["context_bits"]) / tokens
+            bits = mean(told.to_numpy(), groups=drawn(here))
+            spent = mean(here["token_ms"].to_numpy(), groups=drawn(here))
             points.append(
                 Point(
                     *(spent.value, bits.value, shown(link), bits.low, bits.high),
@@ -234,8 +239,7 @@ def _length(tokens: str) -> int:
 
 
 def _over(rows: pd.DataFrame) -> str:
-    counted = {name: rows[name].nunique() for name in SAMPLES if name in rows}
-    over = " and ".join(f"{count} {name}s" for name, count in counted.items() if count > 1)
+    over = sampled(rows)
     return f"Bars: 90 % intervals over {over}." if over else "One case and one seed: no interval."
 
 

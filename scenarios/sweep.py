@@ -8,7 +8,6 @@ most the group it was at with it: what is finished is on disk, and what is not i
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from edge_runtime.checked import toml
 from edge_runtime.errors import CosteerError, EnvironmentFailure, UsageError
+from scenarios.identity import code, content_of, digest
 from scenarios.recordings import file_of
 from scenarios.spec import Cell, Scenario
 from scenarios.store import Store, content_key
@@ -121,36 +121,30 @@ def _watched(
 
 
 def key_of(cell: Cell) -> str:
-    """The hash of all that the cell's result depends on, files of the user's own included."""
-    content = cell.settings()
-    for name in ("network", "device", "cloud", "bundle"):
+    """The hash of all that the cell's result depends on: its settings and its case, the files of
+    the user's own that they name, models included, and the code that computes it."""
+    content = {**cell.settings(), "code": code()}
+    for name in ("network", "device", "cloud"):
         if found := _own_files(str(content[name])):
-            content[name] = {"name": content[name], "files": [_digest(path) for path in found]}
+            content[name] = {"name": content[name], "files": [digest(path) for path in found]}
+    for name in ("bundle", "cloud_model"):
+        content[name] = {"name": content[name], "content": content_of(content[name])}
     if cell.recorded:
-        content["recorded"] = _digest(file_of(cell))
+        content["recorded"] = digest(file_of(cell))
     return content_key(content)
 
 
 def _own_files(name: str) -> tuple[Path, ...]:
-    """What the value of an axis names of the user's own: a file, a bundle, recordings."""
+    """What the value of an axis names of the user's own: a profile's file, recordings."""
     if is_trace(name):
         return files(name)
     own = Path(name)
-    if own.is_dir():
-        own = own / "manifest.json"
     if not own.is_file():
         return ()
     # A profile may name recordings, relative to itself.
     tables = toml(own).values() if own.suffix == ".toml" else ()
     named = [table.get("trace") for table in tables if isinstance(table, dict)]
     return own, *(own.parent / str(trace) for trace in named if trace)
-
-
-def _digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return ""  # the cell itself says what is missing
 
 
 def groups(cells: Sequence[tuple[str, Cell]], jobs: int) -> list[Group]:

@@ -71,8 +71,8 @@ def bars(tokens: Sequence[Mapping[str, Any]], *, ceiling_ms: float | None = None
             )
         shapes.append("</g>")
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="time per token, by part">{"".join(shapes)}</svg>'
+        f'<div class="wide"><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="time per token, by part">{"".join(shapes)}</svg></div>'
     )
 
 

@@ -47,8 +47,9 @@ class Answer:
     of_facts: int
     note_facts: int
     """Of all names and numbers of the note, those told."""
-    rouge1: float
-    rougeL: float
+    rouge1: float | None
+    """Against the reference; None where the case has none."""
+    rougeL: float | None
     distinct2: float
     downlink_bytes: int = 0
     guessed_logp: float | None = None
@@ -226,7 +227,7 @@ def measure(
     )
     facts = case.facts or facts_of(case.reference, case.context, case.query)
     note = facts_of(case.context, case.context, case.query)
-    rouge1, rouge_l = rouge(text, case.reference) if case.reference else (0.0, 0.0)
+    rouge1, rouge_l = rouge(text, case.reference) if case.reference else (None, None)
     return Answer(
         text,
         len(ids),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from edge_runtime.candidates import codec
 from edge_runtime.errors import UsageError
+from edge_runtime.steering import PRESETS
 from scenarios.codec_study import DeltaPacked, Trained, frames, measure
 from scenarios.codec_vectors import REST, Vectors
-from scenarios.predictions import gather
+from scenarios.methods import score
+from scenarios.predictions import Predictions, gather
 from scenarios.spec import scenario
 
 SIZE, POSITIONS = 300, 40
@@ -62,13 +65,13 @@ def vectors() -> Vectors:
     return Vectors.whole([int(row.argmax()) for row in tables[1]], tables)
 
 
-def measured(name: str, kept: Vectors) -> dict[str, Any]:
+def measured(name: str, kept: Vectors, method: str = "light") -> dict[str, Any]:
     plan = scenario(
         {
             "name": "t",
             "measure": "codec",
             "case": {"query": "q"},
-            "answer": {"codec": name, "method": "light"},
+            "answer": {"codec": name, "method": method},
         }
     )
     return measure(next(plan.cells()), kept)[0]
@@ -109,3 +112,36 @@ def test_what_is_kept_on_disk_says_what_whole_vectors_say() -> None:
         assert (two["same"], two["sent"]) == (one["same"], one["sent"])
         assert two["nll"] == pytest.approx(one["nll"], rel=1e-4)
     np.testing.assert_allclose(np.exp(kept.cloud.astype(np.float64)).sum(axis=1), 1, atol=1e-4)
+
+
+NAMES = (3, 50, 51, 120, 299)
+
+
+def predicted() -> Predictions:
+    """Predictions along a reference that says names of the note now and then."""
+    whole = vectors()
+    tables = np.stack([table[:, :-1] for table in whole.tables], axis=1)
+    tokens = [NAMES[at % len(NAMES)] if at % 4 == 0 else place
+              for at, place in enumerate(whole.places)]  # fmt: skip
+    kept = gather(list(tables), tokens, NAMES, keep=dict.fromkeys(range(4), 60))
+    return dataclasses.replace(kept, names=NAMES)
+
+
+@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("wire", ["full", "topk:8", "packed:32"])
+def test_a_codec_study_scores_every_method_as_an_evaluation_does(method: str, wire: str) -> None:
+    found = predicted()
+    row = measured(wire, Vectors.kept(found, SIZE), method)
+    through, whole = (score(PRESETS[method], found, lossy) for lossy in (codec(wire), None))
+    assert row["nll"] == pytest.approx(through.nll)
+    assert row["full_nll"] == pytest.approx(whole.nll)
+    assert (row["same"], row["sent"]) == (through.same, through.sent)
+
+
+def test_whole_vectors_know_the_notes_names_too() -> None:
+    whole = vectors()
+    tables = np.stack(whole.tables, axis=1)
+    told = Vectors.whole(list(whole.places), tables, NAMES)
+    first, second = (measured("topk:8", one, "names") for one in (whole, told))
+    assert first["nll"] != second["nll"]
+    assert measured("topk:8", told)["nll"] == measured("topk:8", whole)["nll"]

@@ -318,3 +318,29 @@ def test_the_command_ends_with_one_json_object(
         for figure in ("gap_captured", "upload_logp", "cloud_logp", "facts", "rouge1", "rougeL"):
             assert {"low", "high"} <= set(row[figure])
     assert {"low", "high"} <= set(rows["fitted"]["gap_expected"])
+
+
+def test_what_no_case_can_have_is_null_and_the_line_is_json(
+    tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    import costeer
+
+    folder = write_model(tmp_path / "tiny-cloud", seed=11)
+    own = tmp_path / "own.jsonl"
+    row = {"id": "1", "kind": "preference", "note": "be brief", "query": "why is the sky blue?"}
+    own.write_text(json.dumps(row) + "\n")
+    result = CliRunner().invoke(
+        costeer.app("evaluate"),
+        ["evaluate", str(own), "--device", str(tiny_bundle.path), "--cloud-model", str(folder),
+         "--cloud-dtype", "float32", "--methods", "light", "--generate", "3",
+         "--cache", str(tmp_path / "cache"), "--json"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+
+    def refused(word: str) -> None:
+        pytest.fail(f"{word} is no JSON")
+
+    row = json.loads(result.stdout.strip().splitlines()[-1], parse_constant=refused)["light"]
+    for nothing in ("facts", "rouge1", "rougeL"):
+        assert row[nothing] == {"value": None, "low": None, "high": None}
+    assert row["upload_logp"]["value"] < 0

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.interval_coverage import POPULATIONS, coverage
 from scenarios.metrics import (
     difference,
     distinct,
@@ -52,6 +53,15 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     assert 0.84 <= hits / 400 <= 0.95
 
 
+def test_few_cases_have_intervals_that_are_too_narrow_and_another_kind_is_no_cure() -> None:
+    even, skewed, _ = POPULATIONS
+    assert coverage(even, 3, 400)[0] < 0.7
+    for population, most in ((even, 0.92), (skewed, 0.90)):
+        plain, corrected = coverage(population, 12, 400)
+        assert 0.72 <= plain <= most
+        assert abs(plain - corrected) < 0.06
+
+
 def test_a_paired_difference_is_narrower_than_its_parts() -> None:
     rng = np.random.default_rng(1)
     hard = rng.normal(3.0, 1.0, 40)  # how hard a case is, common to both methods
@@ -62,6 +72,51 @@ def test_a_paired_difference_is_narrower_than_its_parts() -> None:
     assert paired.high - paired.low < 0.1 * (alone.high - alone.low)
     assert paired.low > 0.0
     assert paired.value == pytest.approx((one - two).mean())
+
+
+def test_rows_of_one_case_are_no_further_evidence() -> None:
+    values = np.random.default_rng(8).normal(5.0, 1.0, 12)
+    once = mean(values)
+    often = mean(np.repeat(values, 9), groups=[np.repeat(np.arange(12), 9)])
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+    assert often.cases == once.cases == 12
+
+
+def crossed(
+    rng: np.random.Generator, cases: int, seeds: int, of_seed: float
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Values [cases x seeds] around 0: each case's own, each seed's own, and noise."""
+    values = (
+        rng.normal(0, 1, (cases, 1))
+        + rng.normal(0, of_seed, (1, seeds))
+        + rng.normal(0, 0.2, (cases, seeds))
+    )
+    labels = np.indices((cases, seeds)).reshape(2, -1)
+    return values.ravel(), list(labels)
+
+
+@pytest.mark.parametrize("of_seed", [0.0, 1.0])
+def test_cases_and_seeds_are_drawn_each_by_itself(of_seed: float) -> None:
+    """Where seeds (places on a road) decide, pairs of case and seed are not so many samples."""
+    rng = np.random.default_rng(11)
+    hits = {"crossed": 0, "pairs": 0}
+    for _ in range(200):
+        values, groups = crossed(rng, 20, 12, of_seed)
+        for name, found in (("crossed", mean(values, groups=groups)), ("pairs", mean(values))):
+            hits[name] += found.low <= 0.0 <= found.high
+    assert 0.82 <= hits["crossed"] / 200 <= 0.95
+    assert hits["pairs"] / 200 < 0.6
+
+
+def test_what_was_not_varied_is_not_drawn() -> None:
+    values = np.random.default_rng(9).normal(5.0, 1.0, 8)
+    one_seed = mean(values, groups=[np.arange(8), np.zeros(8)])
+    one_case = mean(values, groups=[np.zeros(8), np.arange(8)])
+    for one in (one_seed, one_case):
+        plain = mean(values)
+        assert (one.low, one.high) == pytest.approx((plain.low, plain.high))
+    alone = mean(values, groups=[np.zeros(8), np.zeros(8)])
+    assert (alone.low, alone.high, alone.cases) == (alone.value, alone.value, 1)
 
 
 def test_gap_captured_is_0_for_the_cloud_and_1_for_the_upload() -> None:

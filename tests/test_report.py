@@ -15,6 +15,8 @@ import costeer
 from edge_runtime.errors import SpecError, UsageError
 from scenarios.cli_study import study_path
 from scenarios.compare import _change, compare
+from scenarios.draw_fields import fields
+from scenarios.figures import Figure
 from scenarios.fronts import Arm, place
 from scenarios.report import write_report
 from scenarios.spec import Scenario, read_scenario, scenario
@@ -95,6 +97,16 @@ def test_the_report_is_complete_in_itself(tmp_path: Path) -> None:
     assert {event["ph"] for event in events} == {"M", "X"}
 
 
+def test_fields_are_a_table_with_every_text_and_the_darkest_where_most_is() -> None:
+    grid = (("a<b", "x", 1.0, "one\ntwo"), ("a<b", "y", 3.0, "three"), ("c", "x", 2.0, ""))
+    text = fields(Figure("f", "t", "across", "down", kind="grid", grid=grid))
+    assert '<th colspan="2">across</th>' in text
+    assert '<th scope="row">a&lt;b</th>' in text
+    assert '<td style="background:#fff7e0"><b>one</b><br>two</td>' in text
+    assert '<td style="background:#f0a830">three</td>' in text
+    assert text.count("<td></td>") == 2, "a corner, and a field that is not there"
+
+
 def test_figures_say_what_the_rows_say(tmp_path: Path) -> None:
     store = Store(finished(tmp_path))
     found = {f.name: f for f in of_study(store.rows(), "time", store.study()["varied"])}
@@ -151,6 +163,16 @@ def test_a_slower_study_is_worse_and_says_so(
     assert costeer.run(["compare", str(b), str(a)]) == 0
 
 
+def test_more_links_make_no_difference_surer(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    before, after = rng.normal(100, 5, 6), rng.normal(104, 5, 6)
+    once = _change("token_ms_p50", before, after, [np.arange(6)])
+    groups = [np.repeat(np.arange(6), 8)]
+    often = _change("token_ms_p50", np.repeat(before, 8), np.repeat(after, 8), groups)
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+    assert often.cells == 8 * once.cells
+
+
 def test_quality_of_an_evaluation_stands_beside_the_times(tmp_path: Path) -> None:
     folder = finished(tmp_path / "study", answer={"method": "light", "gain": [0.476, 1.0]})
     told = tmp_path / "evaluated.json"
@@ -194,6 +216,17 @@ def test_every_study_that_ships_reads(path: Path) -> None:
     assert plan.about
     assert len(list(plan.cells())) == len(plan) > 0
     assert study_path(path.stem) == path
+
+
+def test_the_page_of_studies_lists_each_with_its_cells() -> None:
+    pages = LIBRARY.parents[1] / "docs" / "studies"
+    page = (pages / "README.md").read_text("utf-8")
+    listed = dict(re.findall(r"^\| `([\w-]+)` \|.*?\| (\d+) \|", page, re.M))
+    shipped = {path.stem: len(read_scenario(path)) for path in LIBRARY.glob("*.toml")}
+    shipped.pop("dinner")  # for `costeer simulate`
+    assert listed == {name: str(count) for name, count in shipped.items()}
+    for name in shipped.keys() - {"quickstart"}:
+        assert f"costeer sweep {name}" in (pages / f"{name}.md").read_text("utf-8"), name
 
 
 def test_a_fleets_figures_have_a_line_for_each_schedule() -> None:

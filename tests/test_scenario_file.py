@@ -67,6 +67,16 @@ def test_settings_override_the_file(path: Path) -> None:
             "dinner.toml: bundle: a value is there twice (got a, a).",
         ),
         ("", ["answer.methd=x"], "--set answer.methd=x: unknown key 'methd' in answer. Did you"),
+        (
+            "[device]\nalign='map'",
+            [],
+            'dinner.toml: device.align: only measure = "quality" looks across two tokenizers',
+        ),
+        (
+            "[device]\nalign=['none','byte']",
+            ["measure=codec"],
+            'dinner.toml: device.align: only measure = "quality" looks across two tokenizers',
+        ),
         ("", ["nonsense"], "--set: not a setting (got nonsense; allowed KEY=VALUE). As in seed=3."),
         ("", ["seed.x=1"], "--set seed.x=1: unknown key 'x' in seed. Leave it out."),
         ("", ["seed=-1"], "dinner.toml: seed[1]: input should be greater than or equal to 0"),

@@ -9,10 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.recordings import RecordedDevice
+from benchmarks.recordings import Recording as ReplayedByArrays
+from cloud_sim.net.catalogue import network
+from cloud_sim.sim.costs import CloudCosts, DeviceCosts
+from cloud_sim.sim.simulate import simulate
 from edge_runtime.candidates import codec
-from edge_runtime.errors import UsageError
+from edge_runtime.errors import SpecError, UsageError
+from edge_runtime.sampling import GREEDY
+from edge_runtime.schedules.lockstep import lockstep
+from edge_runtime.schedules.runahead import runahead
+from edge_runtime.steering import method
 from scenarios.measures import Measures
-from scenarios.recordings import cases, read
+from scenarios.recordings import END_IDS, RecordedReplay, Recording, cases
 from scenarios.run import link_of
 from scenarios.spec import Cell, scenario
 from scenarios.store import Store
@@ -42,6 +51,8 @@ def recorded(folder: Path, name: str = "one", gain: float = 0.476) -> list[int]:
         ids=ids,
         logprobs=logprobs,
         scores=scores,
+        own_ids=ids,
+        own_logprobs=logprobs,
         gain=np.array(exact),
         prompts=np.array([12, 40]),
         query=np.array(f"what of {name}?"),
@@ -76,7 +87,7 @@ def test_a_recorded_answer_is_given_again_under_every_schedule(
 
 def test_a_recording_keeps_what_the_cloud_sent(tmp_path: Path) -> None:
     recorded(tmp_path)
-    tape = read(tmp_path / "one@0.476.npz")
+    tape = Recording.load(tmp_path / "one@0.476.npz").tape()
     assert tape.positions == TOKENS
     assert tape.root.payload is not None
     sent = codec(f"topk:{K}").decode(tape.root.payload)
@@ -97,6 +108,53 @@ def test_what_was_not_recorded_is_refused(tmp_path: Path) -> None:
         list(Measures(tmp_path).run([cell]))
     with pytest.raises(Exception, match="no recorded answers"):
         cases(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("rule", ["names", "blend", "device-only"])
+def test_an_answer_of_one_rule_is_not_shown_as_anothers(tmp_path: Path, rule: str) -> None:
+    recorded(tmp_path)
+    recorded(tmp_path, gain=0.75)
+    cell = next(of_recorded(tmp_path, method=rule).cells())
+    with pytest.raises(UsageError, match=rf"this rule is another \(got {rule}; allowed light"):
+        list(Measures(tmp_path).run([cell]))
+
+
+def test_what_is_no_recording_is_told_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "torn@1.npz").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(SpecError, match=r"torn@1.npz: this is no recorded answer"):
+        Recording.load(tmp_path / "torn@1.npz")
+    np.savez(tmp_path / "other@1.npz", query=np.array("q"))
+    with pytest.raises(SpecError, match=r"other@1.npz: this is no recorded answer"):
+        Recording.load(tmp_path / "other@1.npz")
+
+
+def test_benchmarks_and_studies_read_one_file_alike(tmp_path: Path) -> None:
+    """Same tokens, same bytes: one by a schedule of its own over the arrays, one over a tape."""
+    wanted = recorded(tmp_path)
+    path = tmp_path / "one@0.476.npz"
+    for end_ids in ((), (wanted[-1],)):
+        if end_ids:
+            with np.load(path) as file:
+                np.savez(path, **{**dict(file), "end_ids": np.array(end_ids)})
+        mine, tape = ReplayedByArrays.load(path), Recording.load(path).tape()
+        assert tape.end_ids == mine.end_ids == (end_ids or END_IDS)
+        link = network("lte")
+        costs = DeviceCosts(step_ms=10.0), CloudCosts(step_ms=5.0)
+        for schedule in (lockstep, runahead):
+            found = []
+            replay = RecordedReplay(tape, method("light"), GREEDY)
+            for device, request, session in (
+                (RecordedDevice(mine), mine.request(), mine.session()),
+                (replay.device(), replay.request(99), replay.session()),
+            ):
+                up, down = link.links(0)
+                made = simulate(schedule(device, request), session, uplink=up, downlink=down,
+                                device_costs=costs[0], cloud_costs=costs[1])  # fmt: skip
+                found.append((made.tokens, made.downlink_bytes, made.records[-1].at_ms))
+            assert found[0][0] == wanted
+            assert found[0][0] == found[1][0]
+            if schedule is lockstep:
+                assert found[0][1:] == pytest.approx(found[1][1:], rel=0.01)
 
 
 def test_a_cells_key_follows_the_recording(tmp_path: Path) -> None:
