@@ -35,15 +35,14 @@ from edge_runtime.connections.completions import (
     reason,
 )
 from edge_runtime.connections.http_stream import Endpoint, HttpRefused, Post
+from edge_runtime.connections.patience import PATIENT, Patience
 from edge_runtime.connections.realtime import Delivery, drive, told
-from edge_runtime.connections.websocket import Patience
 from edge_runtime.errors import ConnectionFailed, Refused, UsageError
 from edge_runtime.schedules.actions import Reconnected, Schedule, Timeout
 from edge_runtime.timing import now_ms
 from edge_runtime.transcript import TokenRecord, Transcript
 
 SCHEME = "openai:"
-PATIENT = Patience()
 
 
 @dataclass(frozen=True, slots=True)
