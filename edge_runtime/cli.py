@@ -246,6 +246,8 @@ def _secret(path: Path | None) -> str | None:
     secret = _read(path, "--token-file", 4096).strip()
     if not secret:
         raise UsageError("--token-file", "the file is empty", got=path)
+    if not (secret.isascii() and secret.isprintable()) or " " in secret:
+        raise UsageError("--token-file", "the file must hold one word of ASCII", got=path)
     return secret
 
 

@@ -55,12 +55,13 @@ def body(
 
 
 def predictions(reply: Mapping[str, Any], find: Find) -> list[Predicted]:
-    """The positions that one reply or stream event speaks of.
+    """The positions that one reply or stream event speaks of; none where it gives no
+    log-probabilities (see `mute`).
 
-    `find` serves the dialect that names tokens by their text. Raises `ConnectionFailed` when there
-    are no log-probabilities to be had.
+    `find` serves the dialect that names tokens by their text. Raises `ConnectionFailed` for a
+    server that failed, or that speaks of tokens which nobody knows.
     """
-    if "error" in reply:
+    if reply.get("error"):
         raise ConnectionFailed("cloud", f"the server failed: {_message(reply)}")
     choices = reply.get("choices") or []
     if not choices:
@@ -72,6 +73,12 @@ def predictions(reply: Mapping[str, Any], find: Find) -> list[Predicted]:
         return [_by_id(entry) for entry in given["content"] or []]
     tokens, tops = given.get("tokens") or [], given.get("top_logprobs") or []
     return [_by_name(t, top, find) for t, top in zip(tokens, tops, strict=False) if top]
+
+
+def mute(reply: Mapping[str, Any]) -> bool:
+    """Whether this reply has text, and no log-probabilities with it."""
+    choices = reply.get("choices") or [{}]
+    return bool(choices[0].get("text")) and not choices[0].get("logprobs")
 
 
 def ended(reply: Mapping[str, Any]) -> bool:
@@ -107,6 +114,8 @@ def _id(name: str, find: Find) -> int | None:
 
 def _predicted(token: int, found: Mapping[int, float]) -> Predicted:
     ids = np.array(sorted(found), np.int64)
+    if not all(0 <= one < 1 << 31 for one in (token, int(ids[0]), int(ids[-1]))):
+        raise ConnectionFailed("cloud", "the server names a token that no vocabulary has")
     return Predicted(token, ids, np.array([found[int(i)] for i in ids], np.float32))
 
 
@@ -119,8 +128,9 @@ def fewer(asked: int, status: int, said: bytes) -> int | None:
 
 def _message(reply: Mapping[str, Any]) -> str:
     error = reply["error"]
-    text = error.get("message", "") if isinstance(error, dict) else str(error)
-    return (text.strip().splitlines() or ["no reason given"])[0].rstrip(".")
+    if isinstance(error, dict):  # FastAPI's own refusals have a `detail`
+        error = error.get("message") or error.get("detail") or ""
+    return (str(error).strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
 
 
 def reason(said: bytes) -> str:
