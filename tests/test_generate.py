@@ -122,6 +122,8 @@ def test_a_method_without_a_cloud_needs_none(tiny_bundle: Bundle, note: Path) ->
     row = json.loads(done.stdout.splitlines()[-1])
     assert len(row["tokens"]) == 5
     assert (row["uplink_bytes"], row["downlink_bytes"]) == (0, 0)
+    assert [row[key] for key in ("schedule", "round_trips", "late")] == ["alone", 0, 0]
+    assert (row["divergences"], row["wasted_cloud_tokens"]) == (0, None)
 
 
 @pytest.mark.parametrize(

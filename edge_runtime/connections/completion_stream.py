@@ -42,17 +42,19 @@ NO_COMPLETION = (ArithmeticError, AttributeError, LookupError, TypeError, ValueE
 class Completions:
     """A server's `/completions` at `url` (openai:http://HOST/v1#MODEL); one request at a time.
 
-    `find`: see `completions.Find`. `key` is sent as a bearer token.
+    `find` and `size`: see `completions.predictions`. `key` is sent as a bearer token.
     """
 
-    def __init__(self, url: str, find: Find, key: str | None, patience: Patience) -> None:
+    def __init__(
+        self, url: str, find: Find, size: int, key: str | None, patience: Patience
+    ) -> None:
         address, _, self.model = url.removeprefix(SCHEME).partition("#")
         self.endpoint = Endpoint.parse(address)
         self.wanted = 0
         """Log-probabilities to ask for; becomes what the server is found to allow."""
         self.notes: list[str] = []
         """What was found out about the server."""
-        self._find, self._patience = find, patience
+        self._find, self._size, self._patience = find, size, patience
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._post: Post | None = None
         self._sent_bytes = 0
@@ -103,7 +105,7 @@ class Completions:
                 break
             try:
                 reply = json.loads(data)
-                found = predictions(reply, self._find)
+                found = predictions(reply, self._find, self._size)
                 silent = 0 if found else silent + mute(reply)
                 over = over or ended(reply)
             except NO_COMPLETION as error:

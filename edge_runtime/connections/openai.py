@@ -26,7 +26,7 @@ import numpy as np
 from edge_runtime import wire
 from edge_runtime.candidates import TopK
 from edge_runtime.connections.completion_stream import PASSING, Completions
-from edge_runtime.connections.completions import Find, Predicted
+from edge_runtime.connections.completions import ANY_SIZE, Find, Predicted
 from edge_runtime.connections.patience import PATIENT, Patience, Trials
 from edge_runtime.connections.realtime import Delivery, drive, told
 from edge_runtime.errors import ConnectionFailed, Refused, UsageError
@@ -45,6 +45,8 @@ class Language:
     """Id of a text that is one token, for servers that name tokens by text."""
     end_ids: tuple[int, ...] = ()
     """Where the cloud's answer ends: nothing is asked for beyond."""
+    size: int = ANY_SIZE
+    """Tokens in the device's vocabulary."""
 
 
 async def answer(
@@ -71,7 +73,7 @@ class CompletionsLine:
     """`edge_runtime.connections.realtime.Line` over a completions stream."""
 
     def __init__(self, url: str, language: Language, key: str | None, patience: Patience) -> None:
-        self._server = Completions(url, language.find, key, patience)
+        self._server = Completions(url, language.find, language.size, key, patience)
         self.notes = self._server.notes
         self.notes.append("the server does not say when it computed: waiting is shown as uplink")
         self._language, self._patience = language, patience
