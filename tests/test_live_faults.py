@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
 
 from cloud_sim.live.limits import ServerLimits
 from cloud_sim.live.server import Server, running
@@ -196,6 +198,45 @@ async def test_who_was_being_served_waits_for_room(server: Server) -> None:
         assert got.tokens == undisturbed()
         with pytest.raises(Refused, match="as many sessions as it allows"):
             await answer(lockstep(device(), request()), full.url, patience=QUICK)
+
+
+async def test_a_long_note_outlasts_the_servers_patience_and_the_answer_goes_on() -> None:
+    """The server ends a session that is silent for too long; the device, still at its prompt, asks
+    again when it is done."""
+
+    class Slow(FakeDevice):
+        def prefill(self) -> None:
+            while not service.dropped:
+                time.sleep(0.01)
+            super().prefill()
+
+    with running(FakeCloud(64, seed=1), limits=ServerLimits(idle_s=1.0)) as server:
+        service = server.config.app.state.service  # type: ignore[union-attr]
+        slow = Slow(64, gain=0.8, end_ids=[])
+        got = await answer(lockstep(slow, request()), server.url, patience=QUICK)
+        assert service.dropped["idle"] >= 1
+    assert got.tokens == undisturbed()
+    assert got.counters["reconnections"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "again"), [("stalled", True), ("idle", True), ("", False), ("flood", False)]
+)
+async def test_who_is_sent_away_for_good_does_not_come_back(reason: str, again: bool) -> None:
+    came = 0
+
+    async def refuse(socket: ServerConnection) -> None:
+        nonlocal came
+        came += 1
+        await socket.recv()
+        await socket.close(1008, reason)
+
+    patience = Patience(connect_s=5, reconnect_s=0.5, first_pause_s=0.01, longest_pause_s=0.05)
+    async with serve(refuse, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        with pytest.raises(ConnectionFailed, match=f"got 1008 ?{reason}"):
+            await answer(lockstep(device(), request()), f"ws://127.0.0.1:{port}", patience=patience)
+    assert (came > 2) if again else (came == 1)
 
 
 async def test_one_session_on_several_connections_at_once(server: Server) -> None:

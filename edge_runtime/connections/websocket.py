@@ -39,6 +39,10 @@ HOPELESS = (CloseCode.POLICY_VIOLATION, CloseCode.MESSAGE_TOO_BIG, CloseCode.UNS
 BUSY = "busy"
 """Code of the refusal, and reason of the close, of a server that has no room now."""
 
+WELCOME = (BUSY, "idle", "stalled")
+"""After these a device may come back: there was no room, or it was silent or took nothing for too
+long (it was at a long note, or its application in the background)."""
+
 
 async def answer(
     schedule: Schedule,
@@ -159,8 +163,8 @@ class _Line:
                 frame = wire.decode_down(raw)
                 if isinstance(frame, wire.Predicts):
                     self._trials.progress()
-                elif self._trials.under_way and _full(frame):
-                    continue  # who was being served comes again, until there is room
+                elif isinstance(frame, wire.Refusal) and self._comes_back(frame.code):
+                    continue  # the close that follows is a loss like any other
                 self._messages.append(Delivery(frame, len(raw), now_ms()))
                 self._news.set()
         except ConnectionClosed as lost:
@@ -168,6 +172,10 @@ class _Line:
                 self._lose(lost)
         except Exception as nonsense:  # whatever it is: who waits must hear of it
             self._fail(nonsense)
+
+    def _comes_back(self, code: str) -> bool:
+        # Who comes for the first time is told that there is no room.
+        return code in WELCOME and (code != BUSY or self._trials.under_way)
 
     def _lose(self, lost: ConnectionClosed) -> None:
         self._lost = lost
@@ -188,7 +196,9 @@ class _Line:
         try:
             while not _hopeless(lost) and await self._trials.again():
                 try:
-                    await self._connect(min(self._patience.connect_s, self._trials.left_s))
+                    # The last attempt gets a moment too: else it fails of having had none.
+                    left_s = max(self._trials.left_s, 1.0)
+                    await self._connect(min(self._patience.connect_s, left_s))
                 except ConnectionFailed as error:
                     failure = error
                 else:
@@ -200,12 +210,8 @@ class _Line:
         self._fail(failure)
 
 
-def _full(frame: wire.Down) -> bool:
-    return isinstance(frame, wire.Refusal) and frame.code == BUSY
-
-
 def _hopeless(lost: ConnectionClosed) -> bool:
-    return lost.rcvd is not None and lost.rcvd.code in HOPELESS and lost.rcvd.reason != BUSY
+    return lost.rcvd is not None and lost.rcvd.code in HOPELESS and lost.rcvd.reason not in WELCOME
 
 
 def checked(url: str) -> str:
