@@ -84,9 +84,9 @@ class Full:
 
     def decode(self, payload: bytes) -> CandidateSet:
         """All V candidates."""
-        if len(payload) % 2:
+        if len(payload) % 2 or not payload:
             raise ConnectionFailed(
-                "candidates", "a full payload has an odd length", got=f"{len(payload)} bytes"
+                "candidates", "a full payload has a wrong length", got=f"{len(payload)} bytes"
             )
         logprobs = np.frombuffer(payload, dtype="<f2").astype(np.float32)
         return CandidateSet(all_ids(len(logprobs)), logprobs, full=True)

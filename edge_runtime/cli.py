@@ -28,6 +28,9 @@ Align = Literal["none", "map", "byte"]
 CONTEXT_BYTES = 1 << 20
 """A private note may be so long; more is surely the wrong file."""
 
+COUNTED = {"divergences": 0, "accepted": 0, "gated": 0, "late": 0, "wasted_cloud_tokens": None}
+"""What every answer says in JSON; the last is null where no cloud gave an account of itself."""
+
 
 def generate(
     bundle: Annotated[Path, typer.Argument(help="Folder made by costeer export.")],
@@ -139,7 +142,10 @@ def generate(
                     f"the method {rule.name} asks a cloud",
                     todo="Name one with --cloud",
                 )
-            language = partial(_language, spoken, asked, device.end_ids)
+            size = opened.manifest.architecture.vocabulary_size
+            if stranger:
+                size = spoken.tokenizer.get_vocab_size()
+            language = partial(_language, spoken, asked, device.end_ids, size)
             ask = _asker(cloud, _secret(token_file), pad_to, plan, language)
             made = plan.make(device, request)
             transcript = asyncio.run(ask(made, on_token=show, method=rule.name, gain=rule.gain))
@@ -153,7 +159,7 @@ def generate(
 
         transcript.notes += alone_spans(transcript.records)
     answer = spoken.decode(transcript.tokens)
-    row = {"text": answer, **transcript.row(), "peak_rss_mb": peak_rss_mb()}
+    row = {"text": answer, **COUNTED, **transcript.row(), "peak_rss_mb": peak_rss_mb()}
     row["method"], row["gain"] = rule.name, rule.gain
     row["ledger"] = ledger(transcript, rule, sampler).row()
     if as_json:
@@ -185,7 +191,7 @@ def _asker(
     return partial(openai.answer, url=cloud, language=language(), key=key)
 
 
-def _language(text: Text, query: str, end_ids: Iterable[int]) -> Language:
+def _language(text: Text, query: str, end_ids: Iterable[int], size: int) -> Language:
     """The prompt and the vocabulary, for a server that knows only tokens."""
     from edge_runtime.connections.openai import Language
 
@@ -197,7 +203,7 @@ def _language(text: Text, query: str, end_ids: Iterable[int]) -> Language:
                 known[text.decode([index], skip_special=False)] = index
         return known.get(piece)
 
-    return Language(text.prompts(query).agnostic, find, tuple(sorted(end_ids)))
+    return Language(text.prompts(query).agnostic, find, tuple(sorted(end_ids)), size)
 
 
 def _alone(device: AnyDevice, vocabulary_size: int, request: Request, show: Stream) -> Transcript:
@@ -246,6 +252,8 @@ def _secret(path: Path | None) -> str | None:
     secret = _read(path, "--token-file", 4096).strip()
     if not secret:
         raise UsageError("--token-file", "the file is empty", got=path)
+    if not (secret.isascii() and secret.isprintable()) or " " in secret:
+        raise UsageError("--token-file", "the file must hold one word of ASCII", got=path)
     return secret
 
 

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.policy import Decision
+from edge_runtime.schedules.actions import Finish
 from edge_runtime.timing import Parts
 
 
@@ -50,6 +51,14 @@ class Transcript:
     """What a user should know about this run, one line each."""
     counters: dict[str, float] = field(default_factory=dict)
     """Named by the schedule or driver: divergences, accepted, wasted_cloud_tokens, late, ..."""
+
+    def end(self, finish: Finish) -> None:
+        """Take in how the schedule ended and what it counted. One that counts its own round trips
+        knows better than its driver which waits were one."""
+        self.finish = finish.reason
+        self.counters.update(finish.counters)
+        self.round_trips = int(self.counters.pop("round_trips", self.round_trips))
+        self.notes.extend(finish.notes)
 
     @property
     def tokens(self) -> list[int]:

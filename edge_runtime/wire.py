@@ -33,6 +33,7 @@ F = TypeVar("F")
 _LENGTH = struct.Struct("<I")
 _LENGTH_BYTES = _LENGTH.size
 _STAMP = struct.Struct("<QIIQ")
+_LONGEST_US = (1 << 32) - 1
 
 
 class Stamp(msgspec.Struct, frozen=True, gc=False):
@@ -48,8 +49,16 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
     """When this frame was handed to the transport."""
 
     def pack(self) -> bytes:
-        """24 bytes whatever the values, so that a frame's size does not depend on the clock."""
-        return _STAMP.pack(self.received_us, self.queue_us, self.compute_us, self.sent_us)
+        """24 bytes whatever the values, so that a frame's size does not depend on the clock.
+
+        What a clock that jumped makes of a span is cut to what fits.
+        """
+        times = self.received_us, self.queue_us, self.compute_us, self.sent_us
+        try:
+            return _STAMP.pack(*times)
+        except struct.error:
+            most = (1 << 64) - 1, _LONGEST_US, _LONGEST_US, (1 << 64) - 1
+            return _STAMP.pack(*(min(max(0, t), m) for t, m in zip(times, most, strict=True)))
 
     @classmethod
     def unpack(cls, raw: bytes) -> Stamp:

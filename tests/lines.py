@@ -24,6 +24,11 @@ class Cutter:
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.listens_on}"
 
+    def cut_now(self) -> None:
+        """Cut every connection that is open."""
+        for writer in self._open:
+            writer.transport.abort()
+
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Cutter]:
         relay = await asyncio.start_server(self._relay, "127.0.0.1", 0)
@@ -32,8 +37,7 @@ class Cutter:
             yield self
         finally:
             relay.close()
-            for writer in self._open:
-                writer.transport.abort()
+            self.cut_now()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

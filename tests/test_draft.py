@@ -144,6 +144,16 @@ def test_the_number_of_drafts_follows_acceptance_and_distance() -> None:
     assert Drafter(7).count() == 7
 
 
+def test_a_drafter_that_was_held_up_once_tries_again() -> None:
+    """One step that took ten seconds must not turn the rest of the answer into lockstep."""
+    drafter = Drafter()
+    drafter.step_ms, drafter.wait_ms = 10_000.0, 60.0
+    counts = [drafter.count() for _ in range(24)]
+    assert counts == [0] * 7 + [1] + [0] * 7 + [1] + [0] * 7 + [1]
+    drafter.step_ms = 10.0
+    assert drafter.count() > 1
+
+
 def test_the_cloud_refuses_too_many_drafts() -> None:
     device = FakeDevice(32, end_ids=[])
     with pytest.raises(Refused, match="more tokens at once than this server scores"):

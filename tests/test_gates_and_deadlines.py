@@ -11,17 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_sim.model import Logprobs, ScoreRequest
+from cloud_sim.net.catalogue import network
 from cloud_sim.session import Shelf, session
+from cloud_sim.sim.costs import CloudCosts, DeviceCosts
+from cloud_sim.sim.simulate import simulate
 from edge_runtime.candidates import CandidateSet, codec
 from edge_runtime.connections.direct import Faults, run_direct
 from edge_runtime.errors import ConnectionFailed, UsageError
-from edge_runtime.schedules.actions import Arrival, Schedule
+from edge_runtime.schedules.actions import Arrival, Receive, Schedule, Timeout
+from edge_runtime.schedules.answer import Answer
 from edge_runtime.schedules.deadlines import Deadline
 from edge_runtime.schedules.draft import draft
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.gates import Gate, gate
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
+from edge_runtime.transcript import Transcript
 from tests.fakes import FakeCloud, FakeDevice
 
 REQUEST = Request("q", "", codec("full"), 60)
@@ -150,6 +155,54 @@ def test_a_slow_device_lets_the_clouds_token_pass() -> None:
     assert (
         answer(runahead, Deadline(10**6, "cloud"), Faults(), FakeDevice(32)).counters["late"] == 0
     )
+
+
+@pytest.mark.parametrize("make", [lockstep, runahead])
+def test_a_slow_device_is_not_waited_for(make: Callable[..., Schedule]) -> None:
+    """Tokens that it lets pass cost it nothing at once: it catches up in chunks, and what it has
+    not seen of the answer is what it is told before it steers again."""
+
+    def speed(deadline: Deadline) -> tuple[Transcript, FakeDevice]:
+        device = FakeDevice(32, gain=1.0, end_ids=[])
+        up, down = network("lte").with_rtt(20).links(0)
+        made = simulate(
+            make(device, REQUEST, deadline=deadline),
+            session(FakeCloud(32)),
+            uplink=up,
+            downlink=down,
+            device_costs=DeviceCosts(step_ms=100.0),
+            cloud_costs=CloudCosts(step_ms=10.0),
+        )
+        return made, device
+
+    slow, _ = speed(Deadline())
+    quick, device = speed(Deadline(30, "cloud"))
+    sources = [r.decision.source if r.decision else "" for r in quick.records]
+    assert sources.count("steered") > 3
+    assert quick.tokens_per_s > 2 * slow.tokens_per_s
+    assert device.steps < 60 - 30
+
+
+def test_one_hold_up_is_soon_forgotten() -> None:
+    deadline = Deadline(50, "cloud")
+    deadline.steered(3.6e6)
+    skipped = 0
+    while deadline.device_too_slow:
+        deadline.skipped()
+        skipped += 1
+    assert 0 < skipped < 10
+
+
+def test_a_deadline_that_has_passed_has_passed_whatever_the_clock_says() -> None:
+    """It is set back by an hour while the device waits for a cloud that says nothing."""
+    answer = Answer(FakeDevice(32), REQUEST, deadline=Deadline(100, "device"), emitted=[1])
+    waiting = answer.prediction()
+    assert next(waiting) == Receive(0.0)
+    assert waiting.send(Timeout(5000.0)) == Receive(100.0)
+    assert waiting.send(Timeout(5100.0 - 3.6e6)) == Receive(0.0)
+    with pytest.raises(StopIteration) as stop:
+        waiting.send(Timeout(5100.0 - 3.6e6))
+    assert stop.value.value is None
 
 
 @pytest.mark.parametrize("make", [lockstep, runahead, draft])

@@ -122,6 +122,8 @@ def test_a_method_without_a_cloud_needs_none(tiny_bundle: Bundle, note: Path) ->
     row = json.loads(done.stdout.splitlines()[-1])
     assert len(row["tokens"]) == 5
     assert (row["uplink_bytes"], row["downlink_bytes"]) == (0, 0)
+    assert [row[key] for key in ("schedule", "round_trips", "late")] == ["alone", 0, 0]
+    assert (row["divergences"], row["wasted_cloud_tokens"]) == (0, None)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +182,12 @@ def test_steering_needs_a_note(
     (tmp_path / "raw").write_bytes(b"\xff\xfe\xfd")
     assert costeer.run([*arguments, "--context", str(tmp_path / "raw")]) == 2
     assert "the file is no UTF-8 text" in capsys.readouterr().err
+    arguments += ["--context", str(tmp_path / "note"), "--cloud", "openai:http://127.0.0.1:1/v1"]
+    (tmp_path / "note").write_text("I like spice.")
+    for held in ("two words", "in\ntwo\nlines", "ключ"):
+        (tmp_path / "token").write_text(held)
+        assert costeer.run([*arguments, "--token-file", str(tmp_path / "token")]) == 2
+        assert "--token-file: the file must hold one word of ASCII" in capsys.readouterr().err
 
 
 def test_serve_refuses_what_it_cannot_do(

@@ -17,7 +17,8 @@ from cloud_sim.session import Limits, session
 from edge_runtime import wire
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import run_direct
-from edge_runtime.connections.websocket import Patience, answer
+from edge_runtime.connections.patience import Patience
+from edge_runtime.connections.websocket import answer
 from edge_runtime.errors import ConnectionFailed, EnvironmentFailure, Refused, UsageError
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep

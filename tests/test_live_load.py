@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from cloud_sim.live.engine import Batching, Engine
+from cloud_sim.live.engine import Batching, Engine, Unfinished
 from cloud_sim.live.limits import ServerLimits
 from cloud_sim.live.llm import TransformersModel
 from cloud_sim.live.load import load
@@ -153,6 +153,50 @@ def test_a_long_prompt_does_not_hold_up_the_others(model: TransformersModel) -> 
     assert not steps[0]
     for sequence in (long, short):
         model.close(sequence)
+
+
+async def test_a_long_prompt_that_nobody_waits_for_is_not_computed_to_its_end() -> None:
+    """Its client leaves during the first chunk: the others' passes do not carry the rest."""
+    first, gate, fed = threading.Event(), threading.Event(), []
+
+    class Held(FakeCloud):
+        def prompt(self, query: str) -> list[int]:
+            return [1] * 200 if query == "long" else super().prompt(query)
+
+        def score(self, requests: Sequence[ScoreRequest]) -> list[Logprobs]:
+            fed.append([len(request.tokens) for request in requests])
+            first.set()
+            gate.wait(10)
+            return super().score(requests)
+
+    cloud = Held(64)
+    engine = Engine(cloud, Batching(chunk=16))
+    future = engine.submit(ScoreRequest(cloud, cloud.open(), 0, (1,) * 200))
+    await asyncio.to_thread(first.wait, 10)
+    assert not engine.withdraw(future), "a pass has begun"
+    gate.set()
+    with pytest.raises(Unfinished):
+        await asyncio.to_thread(future.result, 10)
+    assert fed == [[16]]
+    engine.stop()
+    first.clear()
+    gate.clear()
+    fed.clear()
+    with running(cloud) as server:
+        server.config.app.state.service.engine._batching.chunk = 16  # type: ignore[union-attr]
+        async with connect(server.url) as leaving:
+            await leaving.send(wire.encode(Request("long", "", codec("topk:4"), 9).open("step")))
+            await asyncio.to_thread(first.wait, 10)
+            leaving.transport.abort()
+        async with asyncio.timeout(60):
+            while not server.config.app.state.service.engine._unwanted:  # type: ignore[union-attr]
+                await asyncio.sleep(0.01)
+        gate.set()
+        async with asyncio.timeout(60):
+            while (await asyncio.to_thread(health_of, server))["sessions"]:
+                await asyncio.sleep(0.02)
+        assert fed == [[16]]
+    assert len(cloud.open_sequences) == 1, "the engine's own above; the session's was not kept"
 
 
 # --- clients that misbehave, beside one that does not ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -158,6 +159,23 @@ def test_frames_that_cannot_be_used_end_in_a_refusal_not_in_ever_more_memory() -
     assert not cloud.open_sequences
 
 
+def test_a_connection_may_change_its_mind_only_so_often() -> None:
+    """Each `Open` asks for another mode; what the cloud remembers of them is bounded."""
+
+    def fickle() -> Schedule:
+        for n in range(40):
+            yield Send(Request("q", "", codec("topk:4"), 4 + n).open("step"))
+        while True:
+            event = yield Receive()
+            if isinstance(event.frame, wire.Refusal):
+                raise refused(event.frame)
+
+    cloud = FakeCloud(32)
+    with pytest.raises(Refused, match="out of turn"):
+        run_direct(fickle(), session(cloud))
+    assert not cloud.open_sequences
+
+
 def test_a_session_that_is_dropped_frees_its_cache() -> None:
     cloud = FakeCloud(32)
     handler = session(cloud)
@@ -226,6 +244,15 @@ def test_a_stamp_has_one_size(stamp: tuple[int, int, int, int]) -> None:
     packed = wire.Stamp(*stamp).pack()
     assert len(packed) == 24
     assert wire.Stamp.unpack(packed) == wire.Stamp(*stamp)
+
+
+@given(stamp=st.tuples(*[st.integers(-(2**70), 2**70)] * 4))
+def test_times_that_cannot_be_are_cut_to_what_fits(stamp: tuple[int, int, int, int]) -> None:
+    """A clock that jumps on the server must not end a session."""
+    packed = wire.Stamp(*stamp).pack()
+    assert len(packed) == 24
+    for said, was in zip(msgspec.structs.astuple(wire.Stamp.unpack(packed)), stamp, strict=True):
+        assert said == was or not 0 <= was < 2**32
 
 
 @given(seed=st.integers(0, 1000), size=st.integers(1, 300), k=st.integers(1, 310))

@@ -25,7 +25,7 @@ from cloud_sim.session import session
 from edge_runtime.candidates import CandidateSet, codec
 from edge_runtime.connections.direct import run_direct
 from edge_runtime.connections.openai import Language, answer
-from edge_runtime.connections.websocket import Patience
+from edge_runtime.connections.patience import Patience
 from edge_runtime.connections.websocket import answer as answer_over_our_wire
 from edge_runtime.device import CloudOnlyDevice
 from edge_runtime.errors import ConnectionFailed, Refused, UsageError

@@ -23,9 +23,10 @@ from cloud_sim.net.transport import TCP
 from cloud_sim.session import session
 from edge_runtime import timing
 from edge_runtime.candidates import codec
-from edge_runtime.connections import realtime, websocket
+from edge_runtime.connections import patience, realtime, websocket
 from edge_runtime.connections.direct import run_direct
-from edge_runtime.connections.websocket import Patience, answer
+from edge_runtime.connections.patience import Patience
+from edge_runtime.connections.websocket import answer
 from edge_runtime.policy import Device
 from edge_runtime.schedules.actions import Schedule
 from edge_runtime.schedules.deadlines import Deadline
@@ -174,7 +175,7 @@ async def test_an_outage_that_is_taken_for_a_dead_connection(server: Server) -> 
     """A ping goes unanswered, the driver connects anew, and the frames of the old connection,
     which the shaper still holds, reach nobody."""
     tokens = 40
-    patience = Patience(5, 20, 0.01, 0.05, keepalive_s=0.5)
+    keeping = Patience(5, 20, 0.01, 0.05, keepalive_s=0.5)
 
     def make(number: int) -> tuple[Link, Link]:
         outages = (OneOutage(120, 1500), OneOutage(120, 1500)) if number < 4 else (None, None)
@@ -183,7 +184,7 @@ async def test_an_outage_that_is_taken_for_a_dead_connection(server: Server) -> 
     async with line(server.port, make) as (_, port):
         url = f"ws://127.0.0.1:{port}"
         runs = await asyncio.gather(
-            *(answer(made(name, tokens), url, patience=patience) for name in SCHEDULES)
+            *(answer(made(name, tokens), url, patience=keeping) for name in SCHEDULES)
         )
     for got in runs:
         assert got.tokens == undisturbed(tokens)
@@ -209,11 +210,11 @@ async def test_two_percent_loss(server: Server) -> None:
 
 async def test_a_half_open_connection(server: Server) -> None:
     """The server's side goes silent after six frames; nothing is closed."""
-    patience = Patience(5, 20, 0.01, 0.05, keepalive_s=0.2)
+    keeping = Patience(5, 20, 0.01, 0.05, keepalive_s=0.2)
 
     async def ask(name: str, port: int) -> Transcript:
         async with Cutter(port, [6], half_open=True).serving() as cutter:
-            got = await answer(made(name, 24), cutter.url, patience=patience)
+            got = await answer(made(name, 24), cutter.url, patience=keeping)
             assert cutter.connections == 2
             return got
 
@@ -241,7 +242,7 @@ async def test_a_clock_that_jumps(
         if seen[0] == 8:
             skew[0] = jump_ms
 
-    for module in (realtime, websocket):
+    for module in (patience, realtime, websocket):
         monkeypatch.setattr(module, "now_ms", now_ms)
     deadline = Deadline(500, "device") if late == "device" else Deadline()
     asked = Request("what?", "", codec("topk:8"), 24)

@@ -15,7 +15,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from cloud_sim.live.engine import Engine, Scored
+from cloud_sim.live.engine import Engine, Scored, Unfinished
 from cloud_sim.live.inbox import Gone, Inbox, Problem, refusal
 from cloud_sim.live.limits import ServerLimits
 from cloud_sim.model import ScoreBatch, ScoreRequest
@@ -118,10 +118,10 @@ class _Drive:
             await asyncio.wait({scoring, self._listener}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             # Take the work back, or wait: a pass must not lose the sequence that it is using.
-            withdrawn = not scoring.done() and future.cancel()
+            withdrawn = not scoring.done() and self._engine.withdraw(future)
             if not scoring.done():
                 await asyncio.wait({scoring})
-        if withdrawn:
+        if withdrawn or isinstance(scoring.exception(), Unfinished):
             with contextlib.suppress(Gone):
                 self._inbox.check()  # what the client did wrong is told all the same
             raise Withdrawn

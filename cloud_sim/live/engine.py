@@ -62,6 +62,10 @@ class _Job:
         return True
 
 
+class Unfinished(Exception):
+    """Nobody wants the rest of a prompt, so it was not computed: its cache holds a part of it."""
+
+
 LINGER = 0.15
 """A pass may begin later by this share of the last one's time, if that makes it larger."""
 LINGER_MS = 20.0
@@ -137,6 +141,7 @@ class Engine:
         self._waiting: list[_Job] = []
         self._changed = threading.Condition()
         self._stopped = False
+        self._unwanted: set[Future[Scored]] = set()
         self._muster = _Muster()
         self._on_thread = on_thread
         self._thread = threading.Thread(target=self._run, name="costeer-engine", daemon=True)
@@ -160,6 +165,16 @@ class Engine:
             self._waiting.append(job)
             self._changed.notify()
         return future
+
+    def withdraw(self, future: Future[Scored]) -> bool:
+        """Take work back that no pass has begun; whether that was so. Of a prompt that is under way
+        the chunks that are left are not computed: `future` then raises `Unfinished`."""
+        if future.cancel():
+            return True
+        with self._changed:
+            if not future.done():
+                self._unwanted.add(future)
+        return False
 
     def stop(self) -> None:
         """Let the running pass end, cancel the rest, end the thread."""
@@ -229,7 +244,7 @@ class Engine:
             results: list[Logprobs] = self.model.score(requests)
         except BaseException as error:
             for job in jobs:
-                job.future.set_exception(error)
+                self._settle(job, error)
             return
         ended = now_ms()
         self._count(requests, ended - began)
@@ -245,15 +260,28 @@ class Engine:
             else:
                 queued = ended - job.submitted_ms - job.computed_ms
                 result = mine[0] if job.single else list(mine)
-                job.future.set_result(Scored(result, queued, job.computed_ms, ended))
+                self._settle(job, Scored(result, queued, job.computed_ms, ended))
+
+    def _settle(self, job: _Job, outcome: Scored | BaseException) -> None:
+        if isinstance(outcome, BaseException):
+            job.future.set_exception(outcome)
+        else:
+            job.future.set_result(outcome)
+        with self._changed:
+            self._unwanted.discard(job.future)
 
     def _again(self, job: _Job) -> None:
-        """The rest of a prompt: next in turn, unless the engine is stopping."""
+        """The rest of a prompt: next in turn, unless nobody wants it or the engine is stopping."""
         with self._changed:
+            over: Exception | None = None
             if self._stopped:
-                job.future.set_exception(RuntimeError("the engine has been stopped"))
+                over = RuntimeError("the engine has been stopped")
+            elif job.future in self._unwanted:
+                over = Unfinished()
             else:
                 self._waiting.insert(0, job)
+        if over is not None:
+            self._settle(job, over)
 
     def _count(self, requests: Sequence[ScoreRequest], milliseconds: float) -> None:
         totals = self.totals

@@ -125,7 +125,7 @@ class UpstreamModel:
             if isinstance(reply, int):
                 self.top_logprobs = reply
                 continue
-            found = predictions(reply, self._find)
+            found = predictions(reply, self._find, self.vocabulary_size)
             if not found:
                 raise EnvironmentFailure(
                     "upstream",

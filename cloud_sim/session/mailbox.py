@@ -16,6 +16,9 @@ _ANY_TIME, _NOW = Receive(), Receive(0.0)
 MOST_HELD = 64
 """Frames kept for later because an earlier one is missing."""
 
+MOST_OPENED = 16
+"""Modes that one connection may ask for; each is remembered, to be told from its double."""
+
 
 @dataclass(slots=True)
 class Mailbox:
@@ -61,6 +64,8 @@ class Mailbox:
                 if isinstance(frame, wire.Open):
                     if frame in self._opened:
                         continue
+                    if len(self._opened) >= MOST_OPENED:
+                        raise out_of_turn(frame, "extend, credit or close")
                     self._opened.append(frame)
                 return frame
             if self.epoch < 0:

@@ -266,12 +266,7 @@ class Exchange:
     def _finish(self, finish: Finish) -> None:
         """What the schedule and the streams counted."""
         transcript = self.transcript
-        transcript.finish = finish.reason
-        transcript.counters.update(finish.counters)
-        transcript.notes.extend(finish.notes)
-        # A schedule that counts its own round trips knows better which waits were one.
-        counted = transcript.counters.pop("round_trips", transcript.round_trips)
-        transcript.round_trips = int(counted)
+        transcript.end(finish)
         streams = (self._up, self._down)
         transcript.transport_bytes = sum(s.link.sent_bytes - s.payload_bytes for s in streams)
         transcript.counters["retransmissions"] = sum(s.retransmissions for s in streams)

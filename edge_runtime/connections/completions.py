@@ -23,6 +23,9 @@ from edge_runtime.errors import ConnectionFailed
 Find = Callable[[str], int | None]
 """The id of the token with that text, if there is one."""
 
+ANY_SIZE = 1 << 31
+"""More tokens than any vocabulary has."""
+
 FEWER = (4096, 1024, 256, 64, 20, 5)
 """Numbers of log-probabilities to try when a server allows fewer than were asked for."""
 
@@ -54,13 +57,15 @@ def body(
     return json.dumps({k: v for k, v in fields.items() if k != "model" or v}).encode()
 
 
-def predictions(reply: Mapping[str, Any], find: Find) -> list[Predicted]:
-    """The positions that one reply or stream event speaks of.
+def predictions(reply: Mapping[str, Any], find: Find, size: int = ANY_SIZE) -> list[Predicted]:
+    """The positions that one reply or stream event speaks of; none where it gives no
+    log-probabilities (see `mute`).
 
-    `find` serves the dialect that names tokens by their text. Raises `ConnectionFailed` when there
-    are no log-probabilities to be had.
+    `find` serves the dialect that names tokens by their text. Of a vocabulary of `size` tokens:
+    candidates beyond it (a larger model of the family may pad it further) are left out. Raises
+    `ConnectionFailed` for a server that failed, or that goes on with a token which it has not.
     """
-    if "error" in reply:
+    if reply.get("error"):
         raise ConnectionFailed("cloud", f"the server failed: {_message(reply)}")
     choices = reply.get("choices") or []
     if not choices:
@@ -69,9 +74,15 @@ def predictions(reply: Mapping[str, Any], find: Find) -> list[Predicted]:
     if given is None:
         return []
     if "content" in given:
-        return [_by_id(entry) for entry in given["content"] or []]
+        return [_by_id(entry, size) for entry in given["content"] or []]
     tokens, tops = given.get("tokens") or [], given.get("top_logprobs") or []
-    return [_by_name(t, top, find) for t, top in zip(tokens, tops, strict=False) if top]
+    return [_by_name(t, top, find, size) for t, top in zip(tokens, tops, strict=False) if top]
+
+
+def mute(reply: Mapping[str, Any]) -> bool:
+    """Whether this reply has text, and no log-probabilities with it."""
+    choices = reply.get("choices") or [{}]
+    return bool(choices[0].get("text")) and not choices[0].get("logprobs")
 
 
 def ended(reply: Mapping[str, Any]) -> bool:
@@ -80,23 +91,20 @@ def ended(reply: Mapping[str, Any]) -> bool:
     return choices[0].get("finish_reason") == "stop"
 
 
-def _by_id(entry: Mapping[str, Any]) -> Predicted:
+def _by_id(entry: Mapping[str, Any], size: int) -> Predicted:
     if "id" not in entry:
         raise ConnectionFailed("cloud", "the server sends log-probabilities without token ids")
     found = {int(top["id"]): float(top["logprob"]) for top in entry["top_logprobs"]}
-    return _predicted(int(entry["id"]), found)
+    return _predicted(int(entry["id"]), found, size)
 
 
-def _by_name(token: str, top: Mapping[str, float], find: Find) -> Predicted:
+def _by_name(token: str, top: Mapping[str, float], find: Find, size: int) -> Predicted:
     found: dict[int, float] = {}
     for name, logprob in top.items():
         index = _id(name, find)
         if index is not None and logprob is not None:
             found.setdefault(index, float(logprob))
-    chosen = _id(token, find)
-    if chosen is None or not found:
-        raise ConnectionFailed("cloud", "the server names a token that the vocabulary has not")
-    return _predicted(chosen, found)
+    return _predicted(_id(token, find), found, size)
 
 
 def _id(name: str, find: Find) -> int | None:
@@ -105,8 +113,15 @@ def _id(name: str, find: Find) -> int | None:
     return find(name)
 
 
-def _predicted(token: int, found: Mapping[int, float]) -> Predicted:
-    ids = np.array(sorted(found), np.int64)
+def _predicted(token: int | None, found: Mapping[int, float], size: int) -> Predicted:
+    ids = np.array(sorted(one for one in found if 0 <= one < size), np.int64)
+    if token is None or not 0 <= token < size or not len(ids):
+        raise ConnectionFailed(
+            "cloud",
+            "the server names a token that the vocabulary has not",
+            got=token,
+            todo="Use a bundle made from a model of the same family",
+        )
     return Predicted(token, ids, np.array([found[int(i)] for i in ids], np.float32))
 
 
@@ -119,8 +134,9 @@ def fewer(asked: int, status: int, said: bytes) -> int | None:
 
 def _message(reply: Mapping[str, Any]) -> str:
     error = reply["error"]
-    text = error.get("message", "") if isinstance(error, dict) else str(error)
-    return (text.strip().splitlines() or ["no reason given"])[0].rstrip(".")
+    if isinstance(error, dict):  # FastAPI's own refusals have a `detail`
+        error = error.get("message") or error.get("detail") or ""
+    return (str(error).strip().splitlines() or ["no reason given"])[0][:200].rstrip(".")
 
 
 def reason(said: bytes) -> str:

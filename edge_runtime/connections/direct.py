@@ -169,11 +169,7 @@ class Exchange:
         if self.asked is not None:
             return self.asked
         self.close()
-        transcript, finish = self.transcript, self.device.result
-        transcript.finish = finish.reason
-        transcript.counters.update(finish.counters)
-        transcript.round_trips = int(transcript.counters.pop("round_trips", 0))
-        transcript.notes.extend(finish.notes)
+        self.transcript.end(self.device.result)
         return None
 
     def give(self, result: Any) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from edge_runtime.connections.patience import Patience
 from edge_runtime.errors import ConnectionFailed, UsageError
 
 HEAD_BYTES = 65_536
@@ -30,22 +31,24 @@ class HttpRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where requests go: scheme, host, port and the path before the verb."""
+    """Where requests go: scheme, host, port, the path before the verb and what follows it."""
 
     tls: bool
     host: str
     port: int
     path: str
+    query: str = ""
 
     @classmethod
     def parse(cls, url: str) -> Endpoint:
-        """Of http://HOST[:PORT]/PATH. Raises `UsageError`."""
+        """Of http://HOST[:PORT]/PATH[?QUERY]. Raises `UsageError`."""
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError:
             parts, port = urlsplit(""), None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        usable = parts.scheme in ("http", "https") and parts.hostname
+        if not usable or not url.isascii() or not url.isprintable() or " " in url:
             raise UsageError(
                 "cloud",
                 "this is no address of a completions server",
@@ -53,19 +56,29 @@ class Endpoint:
                 allowed="openai:http://HOST:PORT/v1#MODEL",
             )
         tls = parts.scheme == "https"
-        return cls(tls, parts.hostname, port or (443 if tls else 80), parts.path.rstrip("/"))
+        host, path = parts.hostname or "", parts.path.rstrip("/")
+        return cls(tls, host, port or (443 if tls else 80), path, parts.query)
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as in a `Host` header."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def url(self) -> str:
         """As a person would write it."""
-        return f"{'https' if self.tls else 'http'}://{self.host}:{self.port}{self.path}"
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
+
+    def target(self, verb: str) -> str:
+        """What a request line asks for."""
+        return f"{self.path}{verb}?{self.query}" if self.query else f"{self.path}{verb}"
 
 
 class Post:
     """A request under way."""
 
-    def __init__(self, endpoint: Endpoint, within_s: float) -> None:
-        self._endpoint, self._within_s = endpoint, within_s
+    def __init__(self, endpoint: Endpoint, patience: Patience) -> None:
+        self._endpoint, self._patience = endpoint, patience
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._chunked = False
@@ -78,13 +91,13 @@ class Post:
         Raises `ConnectionFailed`, or `HttpRefused` for a status other than 200.
         """
         end = self._endpoint
-        head = [f"POST {end.path}{path} HTTP/1.1", f"Host: {end.host}:{end.port}"]
+        head = [f"POST {end.target(path)} HTTP/1.1", f"Host: {end.authority}"]
         sent = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         sent |= headers | {"Content-Length": str(len(body)), "Connection": "close"}
         head += [f"{name}: {value}" for name, value in sent.items()]
         message = "\r\n".join([*head, "", ""]).encode("latin-1") + body
         try:
-            async with asyncio.timeout(self._within_s):
+            async with asyncio.timeout(self._patience.connect_s):
                 self._reader, self._writer = await asyncio.open_connection(
                     end.host,
                     end.port,
@@ -104,7 +117,7 @@ class Post:
     async def _head(self) -> None:
         assert self._reader is not None
         try:
-            raw = await self._reader.readuntil(b"\r\n\r\n")
+            raw = await self._soon(self._reader.readuntil(b"\r\n\r\n"))
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError) as error:
             raise ConnectionFailed(
                 "cloud", f"what answers at {self._endpoint.url} does not speak HTTP"
@@ -127,6 +140,18 @@ class Post:
                         if len(body) > BODY_BYTES:
                             break
             raise HttpRefused(int(words[1]), body)
+
+    async def _soon(self, reading: Awaitable[bytes]) -> bytes:
+        """What `reading` gives. Raises `ConnectionFailed` if nothing comes for too long."""
+        try:
+            async with asyncio.timeout(self._patience.silence_s):
+                return await reading
+        except TimeoutError as error:
+            raise ConnectionFailed(
+                "cloud",
+                f"the server at {self._endpoint.url} has fallen silent",
+                got=f"nothing for {self._patience.silence_s:g} s",
+            ) from error
 
     async def events(self) -> AsyncIterator[tuple[bytes, int]]:
         """The data of each server-sent event, and the bytes it took on the line.
@@ -153,16 +178,16 @@ class Post:
         assert reader is not None
         try:
             if not self._chunked:
-                while data := await reader.read(65_536):
+                while data := await self._soon(reader.read(65_536)):
                     self.read_bytes += len(data)
                     yield data
                 return
             while True:
-                head = await reader.readuntil(b"\r\n")
+                head = await self._soon(reader.readuntil(b"\r\n"))
                 size = int(head.split(b";")[0], 16)
                 if size > BODY_BYTES:
                     raise ValueError("a chunk is too large")
-                data = await reader.readexactly(size + 2)
+                data = await self._soon(reader.readexactly(size + 2))
                 self.read_bytes += len(head) + len(data)
                 if size == 0:
                     return

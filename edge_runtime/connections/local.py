@@ -27,7 +27,7 @@ def run_local(
             action = schedule.send(event)
         except StopIteration as stop:
             finish: Finish = stop.value
-            transcript.finish = finish.reason
+            transcript.end(finish)
             return transcript
         event = None
         if isinstance(action, Compute):

@@ -15,9 +15,9 @@ not give.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,25 +25,14 @@ import numpy as np
 
 from edge_runtime import wire
 from edge_runtime.candidates import TopK
-from edge_runtime.connections.completions import (
-    Find,
-    Predicted,
-    body,
-    ended,
-    fewer,
-    predictions,
-    reason,
-)
-from edge_runtime.connections.http_stream import Endpoint, HttpRefused, Post
+from edge_runtime.connections.completion_stream import PASSING, Completions
+from edge_runtime.connections.completions import ANY_SIZE, Find, Predicted
+from edge_runtime.connections.patience import PATIENT, Patience, Trials
 from edge_runtime.connections.realtime import Delivery, drive, told
-from edge_runtime.connections.websocket import Patience
 from edge_runtime.errors import ConnectionFailed, Refused, UsageError
 from edge_runtime.schedules.actions import Reconnected, Schedule, Timeout
 from edge_runtime.timing import now_ms
 from edge_runtime.transcript import TokenRecord, Transcript
-
-SCHEME = "openai:"
-PATIENT = Patience()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +45,8 @@ class Language:
     """Id of a text that is one token, for servers that name tokens by text."""
     end_ids: tuple[int, ...] = ()
     """Where the cloud's answer ends: nothing is asked for beyond."""
+    size: int = ANY_SIZE
+    """Tokens in the device's vocabulary."""
 
 
 async def answer(
@@ -82,26 +73,22 @@ class CompletionsLine:
     """`edge_runtime.connections.realtime.Line` over a completions stream."""
 
     def __init__(self, url: str, language: Language, key: str | None, patience: Patience) -> None:
-        address, _, self._model = url.removeprefix(SCHEME).partition("#")
-        self._endpoint = Endpoint.parse(address)
+        self._server = Completions(url, language.find, language.size, key, patience)
+        self.notes = self._server.notes
+        self.notes.append("the server does not say when it computed: waiting is shown as uplink")
         self._language, self._patience = language, patience
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._told: list[int] = []
         """The answer as far as the device has told it."""
         self._own: list[int] = []
         """Tokens that the server went on with after that."""
         self._opening: wire.Open | None = None
         self._codec = TopK(1)
-        self._wanted = 0
         self._epoch = 0
         self._credit = 0
-        self._post: Post | None = None
         self._task: asyncio.Task[None] | None = None
         self._events: deque[Delivery | Exception] = deque()
         self._news = asyncio.Event()
         self._scored = 0
-        self._sent_bytes = 0
-        self.notes: list[str] = []
 
     async def open(self) -> None:
         """Nothing to do before the first request."""
@@ -121,15 +108,15 @@ class CompletionsLine:
             await self._ask()
         elif isinstance(frame, wire.Credit):
             self._credit = frame.position
-            if self._task is None or self._task.done():
+            over = bool(self._own) and self._own[-1] in self._language.end_ids
+            if not over and (self._task is None or self._task.done()):
                 await self._ask()
         else:
             await self._cancel()
             wasted = max(0, self._scored - frame.tokens)
             self._put(wire.Closed(scored=self._scored, wasted=wasted), 0)
         await asyncio.sleep(0)
-        sent, self._sent_bytes = self._sent_bytes, 0
-        return sent
+        return self._server.sent_bytes()
 
     async def receive(self, deadline_ms: float | None) -> Delivery | Timeout | Reconnected:
         """The next frame; `Timeout` after `deadline_ms`."""
@@ -151,6 +138,14 @@ class CompletionsLine:
                 allowed="runahead, lockstep",
                 todo="Use another schedule, or costeer serve",
             )
+        if frame.branches > 1:
+            raise UsageError(
+                "--branches",
+                "a completions server goes on one way at a time",
+                got=frame.branches,
+                allowed=1,
+                todo="Leave it out, or use costeer serve",
+            )
         kind, _, number = frame.codec.partition(":")
         if kind != "topk":
             raise UsageError(
@@ -160,12 +155,11 @@ class CompletionsLine:
                 allowed="topk:K",
             )
         self._opening, self._codec = frame, TopK(int(number))
-        self._wanted = self._wanted or int(number)
+        self._server.wanted = self._server.wanted or int(number)
         self._told, self._own = list(frame.emitted), []
         self._epoch, self._credit = frame.epoch, len(self._told)
-        self.notes = ["the server does not say when it computed: waiting is shown as uplink"]
         opened = wire.Opened(
-            "", self._model, "", 0, self._language.end_ids, len(self._language.prompt)
+            "", self._server.model, "", 0, self._language.end_ids, len(self._language.prompt)
         )
         self._put(opened, 0)
         await self._ask()
@@ -184,37 +178,31 @@ class CompletionsLine:
             self._task = asyncio.create_task(self._stream(room))
 
     async def _cancel(self) -> None:
-        if self._post is not None:
-            self._post.cancel()
+        self._server.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._post = self._task = None
+        self._task = None
 
     async def _stream(self, room: int) -> None:
         """One request, or as many as it takes until it has gone through; predictions as they
         come. A stream that breaks off is asked for again from where it was."""
-        until, pause = now_ms() + 1e3 * self._patience.reconnect_s, self._patience.first_pause_s
-        end = self._at + room
-        while self._at < end:
-            before = self._at
-            try:
-                if await self._request(end - self._at):
-                    return
-            except HttpRefused as refused:
-                less = fewer(self._wanted, refused.status, refused.body)
-                if less is None:
-                    self._fail(_refused(self._endpoint.url, refused))
-                    return
-                self._wanted = less
-                self.notes.append(f"the server gives no more than {less} log-probabilities a token")
-            except ConnectionFailed as failed:
-                if now_ms() >= until or not self._scored:
-                    self._fail(failed)
-                    return
-                pause = self._patience.first_pause_s if self._at > before else pause
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, self._patience.longest_pause_s)
+        trials, end = Trials(self._patience), self._at + room
+        try:
+            while self._at < end:
+                before = self._at
+                try:
+                    if await self._request(end - self._at):
+                        return
+                except (ConnectionFailed, Refused) as failed:
+                    if self._at > before:
+                        trials.progress()
+                    passing = not isinstance(failed, Refused) or failed.code in PASSING
+                    if not (passing and self._scored and await trials.again()):
+                        raise
+        except Exception as failure:  # whatever it is: who waits must hear of it
+            self._events.append(failure)
+            self._news.set()
 
     @property
     def _at(self) -> int:
@@ -224,37 +212,26 @@ class CompletionsLine:
     async def _request(self, room: int) -> bool:
         """One stream of `room` positions or fewer; whether the answer ends there for the cloud."""
         prompt = [*self._language.prompt, *self._told, *self._own]
-        asked = body(self._model, prompt, max_tokens=room, logprobs=self._wanted, stream=True)
-        self._post = post = Post(self._endpoint, self._patience.connect_s)
-        end, over = self._at + room, False
-        try:
-            self._sent_bytes += await post.begin("/completions", asked, self._headers)
-            async for data, size in post.events():
-                if data == b"[DONE]":
-                    break
-                reply = json.loads(data)
-                for one in predictions(reply, self._language.find):
-                    best = self._predicted(one, size)
-                    size = 0
-                    if best in self._language.end_ids:
+        ends, end = self._language.end_ids, self._at + room
+        positions = self._server.positions(prompt, room)
+        async with aclosing(positions):
+            async for one, size in positions:
+                if one is None:
+                    if self._at < end and ends:
+                        self._predicted(Predicted(ends[0], *_sure(ends[0])), 0)
                         return True
-                    if best != one.token:
-                        # Rounded to equals, or an end that the server may not generate: the
-                        # schedule counts on the best token, so go on from that one.
-                        return False
-                over = over or ended(reply)
-            if over and self._at < end and self._language.end_ids:
-                last = Predicted(self._language.end_ids[0], *_sure(self._language.end_ids[0]))
-                self._predicted(last, 0)
-            elif self._at < end:
-                raise ConnectionFailed("cloud", f"{self._endpoint.url} stopped within an answer")
-            return over
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ConnectionFailed(
-                "cloud", f"what {self._endpoint.url} streams is no completion"
-            ) from error
-        finally:
-            post.cancel()
+                    break
+                best = self._predicted(one, size)
+                if best in ends:
+                    return True
+                if best != one.token:
+                    # Rounded to equals, or an end that the server may not generate: the
+                    # schedule counts on the best token, so go on from that one.
+                    return False
+        if self._at < end:
+            url = self._server.endpoint.url
+            raise ConnectionFailed("cloud", f"{url} stopped within an answer")
+        return False
 
     def _predicted(self, one: Predicted, size: int) -> int:
         """Pass one position on; the token that the cloud is taken to go on with."""
@@ -272,23 +249,6 @@ class CompletionsLine:
         self._events.append(Delivery(frame, size, now_ms()))
         self._news.set()
 
-    def _fail(self, error: Exception) -> None:
-        self._events.append(error)
-        self._news.set()
-
 
 def _sure(token: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array([token], np.int64), np.zeros(1, np.float32)
-
-
-def _refused(url: str, refused: HttpRefused) -> Refused:
-    said = reason(refused.body)
-    code = {401: "unauthorized", 403: "unauthorized", 429: "busy"}.get(refused.status, "http")
-    todo = "Name the file that holds the server's key with --token-file"
-    return Refused(
-        "cloud",
-        f"the server at {url} said no: {said}",
-        code=code,
-        got=f"HTTP {refused.status}",
-        todo=todo if code == "unauthorized" else "",
-    )

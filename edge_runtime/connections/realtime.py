@@ -94,9 +94,8 @@ async def drive(
         schedule.close()
         await line.close()
         driver.stop()
-    transcript.finish = finish.reason
-    transcript.counters.update(finish.counters)
-    transcript.notes.extend([*line.notes, *finish.notes])
+    transcript.notes.extend(line.notes)
+    transcript.end(finish)
     return transcript
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +23,7 @@ from websockets.exceptions import (
 )
 
 from edge_runtime import wire
+from edge_runtime.connections.patience import PATIENT, Patience, Trials
 from edge_runtime.connections.realtime import Delivery, drive, told
 from edge_runtime.errors import ConnectionFailed, UsageError
 from edge_runtime.schedules.actions import Reconnected, Schedule, Timeout
@@ -36,21 +36,12 @@ MESSAGE_BYTES = 16 << 20
 HOPELESS = (CloseCode.POLICY_VIOLATION, CloseCode.MESSAGE_TOO_BIG, CloseCode.UNSUPPORTED_DATA)
 """Close codes after which the same would only happen again."""
 
+BUSY = "busy"
+"""Code of the refusal, and reason of the close, of a server that has no room now."""
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to try before giving up."""
-
-    connect_s: float = 10.0
-    """For one attempt to connect."""
-    reconnect_s: float = 60.0
-    """For getting a broken connection up again; 0: give up at once."""
-    first_pause_s: float = 0.1
-    """Before the second attempt; doubles up to `longest_pause_s`."""
-    longest_pause_s: float = 2.0
-    keepalive_s: float = 10.0
-    """A ping goes out after so much time and must be answered in as much: so a half-open
-    connection is noticed."""
+WELCOME = (BUSY, "idle", "stalled")
+"""After these a device may come back: there was no room, or it was silent or took nothing for too
+long (it was at a long note, or its application in the background)."""
 
 
 async def answer(
@@ -62,7 +53,7 @@ async def answer(
     method: str = "",
     gain: float = 0.0,
     pad_to: int = 0,
-    patience: Patience = Patience(),
+    patience: Patience = PATIENT,
 ) -> Transcript:
     """Run `schedule` against the server at `url` (ws://HOST:PORT or wss://...).
 
@@ -75,19 +66,30 @@ async def answer(
 
 
 class _Line:
-    """A WebSocket that comes back: messages that have arrived, and whether it is up."""
+    """A WebSocket that comes back: messages that have arrived, and whether it is up.
+
+    It is mended in the background, so that a schedule with a deadline is told in time that nothing
+    came. What is sent meanwhile reaches nobody: the schedule hears of the loss by `Reconnected`,
+    and says all of it again.
+    """
 
     def __init__(self, url: str, token: str | None, patience: Patience, pad_to: int) -> None:
         self._url = checked(url)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._patience = patience
+        self._trials = Trials(patience)
         self._socket: ClientConnection | None = None
         self._listener: asyncio.Task[None] | None = None
+        self._mender: asyncio.Task[None] | None = None
         self._messages: deque[Delivery] = deque()
         self._news = asyncio.Event()
         self._lost: ConnectionClosed | None = None
+        self._back = False
+        """It was lost and is up again, which the schedule has not been told yet."""
+        self._leaving = False
+        """The device has said goodbye: a line that breaks now is not missed."""
+        self._failure: Exception | None = None
         self._pad_to = pad_to
-        self._nonsense: ConnectionFailed | None = None
         self.notes: list[str] = []
 
     async def open(self) -> None:
@@ -115,32 +117,42 @@ class _Line:
 
     async def close(self) -> None:
         """Say goodbye, if there is anybody to hear it."""
+        if self._mender is not None:
+            self._mender.cancel()
+            await asyncio.gather(self._mender, return_exceptions=True)
         if self._socket is not None:
             await self._socket.close()
         if self._listener is not None:
             await self._listener
 
     async def send(self, frame: Any) -> int:
-        """Hand over; a loss is noticed at the next `receive`."""
+        """Hand over; a loss is noticed at the next `receive`. The bytes that went out."""
+        self._leaving = self._leaving or isinstance(frame, wire.Close)
+        if self._socket is None or self._lost is not None or self._back:
+            return 0
         message = wire.encode(frame, self._pad_to)
-        if self._socket is not None:
-            try:
-                await self._socket.send(message)
-            except ConnectionClosed as lost:
-                self._lose(lost)
+        try:
+            await self._socket.send(message)
+        except ConnectionClosed as lost:
+            self._lose(lost)
+            return 0
         return len(message)
 
     async def receive(self, deadline_ms: float | None) -> Delivery | Timeout | Reconnected:
         """The next message; `Timeout` after `deadline_ms`; `Reconnected` after a loss."""
         until = None if deadline_ms is None else now_ms() + deadline_ms
         while True:
+            if self._back:
+                self._back = False
+                return Reconnected(now_ms())
             if self._messages:
                 return self._messages.popleft()
-            if self._nonsense is not None:
-                raise self._nonsense
-            if self._lost is not None:
-                await self._again(self._lost)
-                return Reconnected(now_ms())
+            if self._leaving and (self._lost or self._failure):
+                return Timeout(now_ms())
+            if self._failure is not None:
+                raise self._failure
+            if self._lost is not None and (self._mender is None or self._mender.done()):
+                self._mender = asyncio.create_task(self._mend(self._lost))
             if not await told(self._news, None if until is None else until - now_ms()):
                 return Timeout(now_ms())
 
@@ -148,40 +160,58 @@ class _Line:
         try:
             while True:
                 raw = await socket.recv(decode=False)
-                self._messages.append(Delivery(wire.decode_down(raw), len(raw), now_ms()))
+                frame = wire.decode_down(raw)
+                if isinstance(frame, wire.Predicts):
+                    self._trials.progress()
+                elif isinstance(frame, wire.Refusal) and self._comes_back(frame.code):
+                    continue  # the close that follows is a loss like any other
+                self._messages.append(Delivery(frame, len(raw), now_ms()))
                 self._news.set()
-        except ConnectionFailed as nonsense:
-            self._nonsense = nonsense
-            self._news.set()
         except ConnectionClosed as lost:
             if socket is self._socket:
                 self._lose(lost)
+        except Exception as nonsense:  # whatever it is: who waits must hear of it
+            self._fail(nonsense)
+
+    def _comes_back(self, code: str) -> bool:
+        # Who comes for the first time is told that there is no room.
+        return code in WELCOME and (code != BUSY or self._trials.under_way)
 
     def _lose(self, lost: ConnectionClosed) -> None:
         self._lost = lost
         self._news.set()
 
-    async def _again(self, lost: ConnectionClosed) -> None:
+    def _fail(self, failure: Exception) -> None:
+        self._failure = failure
+        self._news.set()
+
+    async def _mend(self, lost: ConnectionClosed) -> None:
         """Connect again, with growing pauses, for as long as patience lasts."""
-        hopeless = lost.rcvd is not None and lost.rcvd.code in HOPELESS
-        until = now_ms() + (0 if hopeless else self._patience.reconnect_s * 1e3)
-        pause = self._patience.first_pause_s
         failure: Exception = ConnectionFailed(
             "cloud",
             f"the server at {self._url} closed the connection",
             got=_reason(lost),
             todo="Ask again",
         )
-        while now_ms() < until:
-            try:
-                await self._connect(min(self._patience.connect_s, (until - now_ms()) / 1e3))
-            except ConnectionFailed as error:
-                failure = error
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, self._patience.longest_pause_s)
-            else:
-                return
-        raise failure
+        try:
+            while not _hopeless(lost) and await self._trials.again():
+                try:
+                    # The last attempt gets a moment too: else it fails of having had none.
+                    left_s = max(self._trials.left_s, 1.0)
+                    await self._connect(min(self._patience.connect_s, left_s))
+                except ConnectionFailed as error:
+                    failure = error
+                else:
+                    self._back = True
+                    self._news.set()
+                    return
+        except Exception as error:  # whatever it is: who waits must hear of it
+            failure = error
+        self._fail(failure)
+
+
+def _hopeless(lost: ConnectionClosed) -> bool:
+    return lost.rcvd is not None and lost.rcvd.code in HOPELESS and lost.rcvd.reason not in WELCOME
 
 
 def checked(url: str) -> str:

@@ -101,13 +101,13 @@ def auto(
     """
     answer = Answer(device, request, gate or Gate(), deadline or Deadline())
     probing = 4
-    yield from answer.open("stream", branches=probing)
+    yield from answer.cloud.open("stream", branches=probing)
     yield from answer.prefill()
     yield from follow(answer, 0, probing, until=PROBE_TOKENS)
     if not answer.ended:
         at = Conditions(
-            answer.pace.round_trip_ms,
-            answer.pace.cloud_ms,
+            answer.cloud.pace.round_trip_ms,
+            answer.cloud.pace.cloud_ms,
             answer.deadline.device_ms,
             1 - answer.counters["divergences"] / answer.position,
             price_ms,
@@ -123,14 +123,14 @@ def auto(
             f"{price_ms:g} ms a wasted cloud token"
         )
         if chosen.name == "lockstep":
-            yield from answer.open("step")
+            yield from answer.cloud.open("step")
             yield from ask_each(answer)
         elif chosen.name == "draft":
-            yield from answer.open("score")
+            yield from answer.cloud.open("score")
             yield from guess_and_check(answer, Drafter())
         else:
             if chosen.number != probing:
-                yield from answer.open("stream", branches=chosen.number)
+                yield from answer.cloud.open("stream", branches=chosen.number)
             yield from follow(answer, 0, chosen.number)
     else:
         answer.notes.append("auto: runahead throughout: the answer ended before there was a choice")

@@ -18,6 +18,10 @@ OnLate = Literal["wait", "device", "cloud"]
 A_MOMENT_MS = 1e-6
 """Less than this is nothing: a clock to which it is added may read the same as before, for ever."""
 
+AT_MOST = 4.0
+"""Deadlines that one token counts as at most: a device that was held up once (its application was
+in the background) would else be thought slow for hundreds of tokens."""
+
 
 @dataclass(slots=True)
 class Deadline:
@@ -67,6 +71,8 @@ class Deadline:
 
     def steered(self, spent_ms: float) -> None:
         """A steered token cost `spent_ms` on the device."""
+        if self.on_late == "cloud":
+            spent_ms = min(spent_ms, AT_MOST * self.token_ms)
         self.device_ms += 0.5 * ((spent_ms if spent_ms > 0 else 0.0) - self.device_ms)
 
     def skipped(self) -> None:

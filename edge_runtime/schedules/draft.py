@@ -33,6 +33,8 @@ from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.gates import Gate
 
 MOST_DRAFTS = 16
+REST = 8
+"""Rounds without a draft before one is tried all the same: what spoke against it may be over."""
 Source: TypeAlias = Literal["aware", "steered"]
 """Where drafts come from: the aware model alone, or the last known base plus its delta."""
 
@@ -47,6 +49,8 @@ class Drafter:
     fixed: int = 0
     step_ms: float = 0.0
     wait_ms: float = 0.0
+    _rested: int = 0
+    """Rounds in a row for which no draft was the best number."""
     _tried: dict[Source, float] = field(default_factory=lambda: {"aware": 4.0, "steered": 4.0})
     _kept: dict[Source, float] = field(default_factory=lambda: {"aware": 2.5, "steered": 2.5})
 
@@ -56,7 +60,7 @@ class Drafter:
         return max(self._tried, key=lambda source: self._kept[source] / self._tried[source])
 
     def count(self) -> int:
-        """The number of drafts with the most tokens per millisecond expected."""
+        """The number of drafts with the most tokens per millisecond expected, for one round."""
         if self.fixed:
             return self.fixed
         kept = self._kept[self.source] / self._tried[self.source]
@@ -65,7 +69,9 @@ class Drafter:
         def pace(n: int) -> float:
             return (1 - kept ** (n + 1)) / (1 - kept) / (wait + n * step)
 
-        return max(range(MOST_DRAFTS + 1), key=pace)
+        best = max(range(MOST_DRAFTS + 1), key=pace)
+        self._rested = 0 if best else self._rested + 1
+        return best or int(self._rested % REST == 0)
 
     def judged(self, source: Source, kept: bool) -> None:
         """One draft was kept, or was the first that was not."""
@@ -111,7 +117,7 @@ def draft(
             todo="Use another schedule with deadlines",
         )
     answer = Answer(device, request)
-    yield from answer.open("score")
+    yield from answer.cloud.open("score")
     yield from answer.prefill()
     yield from guess_and_check(answer, Drafter(draft_tokens))
     return (yield from answer.finish())
@@ -122,11 +128,11 @@ def guess_and_check(answer: Answer, drafter: Drafter) -> Moves:
     counters = answer.counters
     counters.update(drafted=0, accepted=0, draft_bits=0.0)
     while not answer.ended:
-        yield from answer.keep_up()
+        yield from answer.catch_up()
         source, first = drafter.source, answer.position
         drafts = yield from _guess(answer, drafter, source)
-        if drafts or answer.known < answer.position:
-            yield from answer.extend(*(d.token for d in drafts))
+        if drafts or answer.cloud.known < answer.position:
+            yield from answer.cloud.extend(*(d.token for d in drafts))
         if drafts:  # while the cloud is at it: what follows the last draft
             yield from _extend(answer.device, drafts[-1].token)
         kept = yield from _check(answer, drafter, source, drafts)
@@ -134,7 +140,7 @@ def guess_and_check(answer: Answer, drafter: Drafter) -> Moves:
         counters["accepted"] += kept
         if answer.device.length > first + kept:
             answer.device.rollback(first + kept)
-        drafter.wait_ms = answer.pace.wait_ms
+        drafter.wait_ms = answer.cloud.pace.wait_ms
 
 
 def _guess(answer: Answer, drafter: Drafter, source: Source) -> Generator[Action, Any, list[Draft]]:
@@ -236,7 +242,7 @@ def _told_in_vain(answer: Answer, drafts: list[Draft]) -> float:
     """Bits that drafts which were not kept tell a cloud that knows its own predictions."""
     bits, way = 0.0, list(answer.emitted)
     for guess in drafts:
-        found = answer.predictions.find(way)
+        found = answer.cloud.predictions.find(way)
         if found is not None:
             base, _ = found
             told = _probability(base, guess.token) or max(base.left_out, 1e-12)

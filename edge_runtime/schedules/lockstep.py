@@ -27,7 +27,7 @@ def lockstep(
 ) -> Schedule:
     """Emit at most `request.max_tokens` tokens, asking the cloud for one prediction each."""
     answer = Answer(device, request, gate or Gate(), deadline or Deadline())
-    yield from answer.open("step")
+    yield from answer.cloud.open("step")
     yield from answer.prefill()
     yield from ask_each(answer)
     return (yield from answer.finish())
@@ -44,6 +44,5 @@ def ask_each(answer: Answer) -> Moves:
         if ended:
             break
         if base is not None:
-            yield from answer.extend()
-        if not answer.gate.closed:
-            yield from answer.keep_up()
+            yield from answer.cloud.extend()
+        yield from answer.keep_up()

@@ -52,7 +52,7 @@ def runahead(
     """
     answer = Answer(device, request, gate or Gate(), deadline or Deadline())
     ahead = {"window": window, "branches": branches, "depth": depth, "least_chance": least_chance}
-    yield from answer.open("stream", **ahead)
+    yield from answer.cloud.open("stream", **ahead)
     yield from answer.prefill()
     yield from follow(answer, window, branches)
     return (yield from answer.finish())
@@ -70,9 +70,8 @@ def follow(answer: Answer, window: int, branches: int, until: int | None = None)
         if answer.ended:
             break
         if base is not None and decision.token == base.best:
-            yield from answer.agree()
-            yield from answer.credit(credit_every)
+            yield from answer.cloud.agree()
+            yield from answer.cloud.credit(credit_every)
         elif base is not None:
-            yield from answer.extend()
-        if not answer.gate.closed:
-            yield from answer.keep_up()
+            yield from answer.cloud.extend()
+        yield from answer.keep_up()
