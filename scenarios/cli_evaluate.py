@@ -74,6 +74,9 @@ def evaluate(
     notes: Annotated[
         NotesHow, typer.Option(help="A case's notes: together, or apart, each with its delta.")
     ] = "together",
+    tuned: Annotated[
+        str, typer.Option(help="A tuned form of the device's model, for the method proxy.")
+    ] = "",
     weights: Annotated[str, typer.Option(help="Of notes apart, with commas; 1 each.")] = "",
     cache: Annotated[
         Path | None, typer.Option(help="Where predictions and answers are kept.")
@@ -103,6 +106,7 @@ def evaluate(
         align=align,
         notes=notes,
         weights=_numbers(weights),
+        tuned=tuned,
     )
     store = Store(cache or cache_dir() / "evaluate")
     errors = Console(stderr=True)
