@@ -88,7 +88,7 @@ class Evaluation:
     def row(self, name: str) -> dict[str, Any]:
         """The figures of method `name`, as `costeer evaluate --json` prints them."""
         result = self.results[name]
-        row: dict[str, Any] = {"gain": result.method.gain}
+        row: dict[str, Any] = {"gain": result.method.gain, "level": self.level}
         intervals: dict[str, list[float]] = {}
 
         def put(key: str, estimate: Estimate) -> None:
