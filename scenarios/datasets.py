@@ -6,8 +6,8 @@ topic), and for our own form, `notes`, of which one file ships with the package.
 path: nothing is downloaded here.
 
 Messages are those of the authors' release but for white space at the ends of queries, CoGenesis
-prompts (each ends in a line break) and references, which is left out. It does NOT tokenize, truncate
-or score: see `scenarios.evaluate` and `scenarios.metrics`.
+prompts (each ends in a line break) and references, which is left out. It does NOT tokenize,
+truncate or score: see `scenarios.evaluate` and `scenarios.metrics`.
 """
 
 from __future__ import annotations
