@@ -23,6 +23,7 @@ from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
 from edge_runtime.steering import Method
 from edge_runtime.translated import How, TranslatedDevice
+from edge_runtime.tuned import reads_notes
 
 if TYPE_CHECKING:
     from edge_runtime.budget import Budget
@@ -174,7 +175,7 @@ def device_for(
             allowed=", ".join(get_args(LastResort)),
             todo=did_you_mean(last_resort, get_args(LastResort)),
         )
-    ends = bundle.manifest.tokens.end_ids
+    rule, ends = reads_notes(rule), bundle.manifest.tokens.end_ids
     if not rule.steers:
         return CloudOnlyDevice(sampler, stranger.ends if stranger else ends, rule)
     if budget is not None and (len(notes) > 1 or stranger is not None):

@@ -88,6 +88,8 @@ class Method:
     the policy shares what is left."""
     names: tuple[int, ...] = ()
     """Their tokens, ascending; the device puts them in (`about`)."""
+    tuned: bool = False
+    """The aware row is a tuned small model without the note (`edge_runtime.tuned`)."""
 
     def __post_init__(self) -> None:
         for what, value, low, high in (
@@ -155,7 +157,7 @@ PRESETS: Mapping[str, Method] = MappingProxyType(
             Method("blend", 0.75, rule="positive", mix=0.15),
             Method("context-steering", 1.0, base="aware"),
             Method("linear-alignment", 1.0, base="agnostic"),
-            Method("proxy", 1.0),
+            Method("proxy", 1.0, tuned=True),
             Method("cloud-only"),
             Method("device-only", base="aware"),
             Method("upload", base="informed-cloud"),
@@ -163,9 +165,8 @@ PRESETS: Mapping[str, Method] = MappingProxyType(
     }
 )
 """`costeer`, `light`: the paper with T = 20 and T = 1. `names`: our default, measured in
-docs/quality.md. `context-steering` (CoS, arXiv 2405.01768)
-and `linear-alignment` (arXiv 2401.11458): the small model steers itself. `proxy` (proxy tuning,
-arXiv 2401.08565): the aware row is a tuned small model, the agnostic row the untuned one."""
+docs/quality.md. `context-steering` (CoS, arXiv 2405.01768) and `linear-alignment` (arXiv
+2401.11458): the small model steers itself. `proxy`: `edge_runtime.tuned`."""
 
 
 def method(name: str, gain: float | None = None) -> Method:

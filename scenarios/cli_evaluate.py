@@ -17,7 +17,7 @@ from rich.table import Table
 from edge_runtime.errors import UsageError
 from edge_runtime.weights import cache_dir
 from scenarios.datasets import read
-from scenarios.evaluate import Evaluation, Plan
+from scenarios.evaluate import Evaluation, Plan, Result
 from scenarios.evaluate import chosen as best_of
 from scenarios.evaluate import evaluate as run
 from scenarios.fit import fit as fitted_on
@@ -74,6 +74,9 @@ def evaluate(
     notes: Annotated[
         NotesHow, typer.Option(help="A case's notes: together, or apart, each with its delta.")
     ] = "together",
+    tuned: Annotated[
+        str, typer.Option(help="A tuned form of the device's model, for the method proxy.")
+    ] = "",
     weights: Annotated[str, typer.Option(help="Of notes apart, with commas; 1 each.")] = "",
     cache: Annotated[
         Path | None, typer.Option(help="Where predictions and answers are kept.")
@@ -103,6 +106,7 @@ def evaluate(
         align=align,
         notes=notes,
         weights=_numbers(weights),
+        tuned=tuned,
     )
     store = Store(cache or cache_dir() / "evaluate")
     errors = Console(stderr=True)
@@ -153,11 +157,14 @@ def _fitted(result: Evaluation) -> dict[str, Any]:
     if not result.kept:
         raise UsageError("evaluate", "without reference answers there is nothing to fit")
     found = fitted_on(result.kept)
-    result.results["fitted"] = type(next(iter(result.results.values())))(
-        found.method, [score(found.method, one) for one in result.kept]
+    # What it was chosen on says nothing of other cases: its row is of those it never saw.
+    kept = [result.kept[at] for at in found.unseen]
+    fitted = Result(found.method, [score(found.method, one) for one in kept])
+    unseen = Evaluation(
+        [result.cases[at] for at in found.unseen], kept, {"fitted": fitted}, result.level
     )
     numbers = {k: v for k, v in dataclasses.asdict(found.method).items() if v is not None}
-    return result.row("fitted") | {
+    return unseen.row("fitted") | {
         "method": numbers,
         "gap_on_fitted_half": found.fitted.dict(),
         "gap_expected": found.expected.dict(),

@@ -23,6 +23,7 @@ from edge_runtime.candidates import Codec, Ids, best_ids, codec
 from edge_runtime.compact import pack, unpack
 from edge_runtime.errors import UsageError
 from edge_runtime.steering import method
+from edge_runtime.tuned import reads_notes
 from scenarios.codec_vectors import Vectors
 from scenarios.methods import seen, steered
 from scenarios.predictions import CLOUD, UPLOAD
@@ -35,7 +36,7 @@ Floats = npt.NDArray[np.floating]
 
 def measure(cell: Cell, kept: Vectors) -> tuple[dict[str, Any], dict[str, float]]:
     """The cell's row, and what the clock said (kept apart: it is not the same twice)."""
-    rule = method(cell.method, cell.gain)
+    rule = reads_notes(method(cell.method, cell.gain))
     lossy = codec_of(cell.codec)
     sizes, encode_us = frames(cell.codec, kept.cloud)
     nll = full_nll = same = sent = 0.0

@@ -88,7 +88,7 @@ class Evaluation:
     def row(self, name: str) -> dict[str, Any]:
         """The figures of method `name`, as `costeer evaluate --json` prints them."""
         result = self.results[name]
-        row: dict[str, Any] = {"gain": result.method.gain}
+        row: dict[str, Any] = {"gain": result.method.gain, "level": self.level}
         intervals: dict[str, list[float]] = {}
 
         def put(key: str, estimate: Estimate) -> None:
@@ -152,6 +152,8 @@ def evaluate(
     Cases without a reference have no teacher-forced figures; without any, only `generate` is
     left. Raises `UsageError` when that leaves nothing to measure.
     """
+    for rule in plan.methods:
+        pair.takes(rule)
     cut = [pair.cut(case, plan.lengths) for case in cases]
     told = [case for case in cut if case.reference]
     if not told and not plan.generate:
@@ -180,7 +182,7 @@ def predictions(case: Case, pair: Pair, lengths: Lengths, store: Store) -> Predi
         query=case.query,
         context=case.context,
         aware=case.aware,
-        notes=_apart(case, pair),
+        apart=_apart(case, pair),
         reference=case.reference,
         reference_tokens=lengths.reference_tokens,
         **pair.identity,
@@ -265,7 +267,7 @@ def _answer_key(rule: Method, case: Case, pair: Pair, plan: Plan) -> str:
         query=case.query,
         context=case.context,
         aware=case.aware,
-        notes=_apart(case, pair),
+        apart=_apart(case, pair),
         reference=case.reference,
         facts=case.facts,
         tokens=plan.generate,

@@ -32,6 +32,8 @@ class Fit:
     method: Method
     fitted: Estimate
     expected: Estimate
+    unseen: tuple[int, ...] = ()
+    """Indices of the cases that it was not chosen on."""
 
 
 def halves(count: int, seed: int = 0) -> tuple[list[int], list[int]]:
@@ -72,7 +74,8 @@ def fit(
                 if nll < least - 1e-9:
                     best, least, improved = tried, nll, True
     best = replace(best, name="fitted")
-    return Fit(best, _gap(best, train, level), _gap(best, [kept[i] for i in others], level))
+    unseen = [kept[i] for i in others]
+    return Fit(best, _gap(best, train, level), _gap(best, unseen, level), tuple(others))
 
 
 def _nll(rule: Method, kept: Sequence[Predictions]) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 from edge_runtime.candidates import codec
 from edge_runtime.steering import method
+from edge_runtime.tuned import reads_notes
 from edge_runtime.weights import cache_dir
 from scenarios.models import LocalModels, Models, export_if_needed
 from scenarios.plans import plan_of
@@ -136,7 +137,7 @@ class Measures:
             pair.cut(cell.case, lengths), pair, lengths, Store(cache_dir() / "evaluate")
         )
         ends = {name: score(method(name), kept) for name in ("cloud-only", "upload")}
-        rule = method(cell.method, cell.gain)
+        rule = reads_notes(method(cell.method, cell.gain))
         # A study of quality alone asks what a rule is worth, whatever the wire loses.
         result = score(rule, kept, codec(cell.codec) if cell.measure == "both" else None)
         return {

@@ -18,6 +18,7 @@ from edge_runtime.errors import EnvironmentFailure, UsageError
 from edge_runtime.sampling import Sampler
 from edge_runtime.steering import method
 from edge_runtime.text import Prompts, Text
+from edge_runtime.tuned import reads_notes
 from edge_runtime.weights import ALIASES, cache_dir
 from scenarios.identity import content_of
 from scenarios.reuse import Reusing
@@ -109,7 +110,7 @@ class LocalModels:
     def replay(self, cell: Cell) -> Replay:
         """See `Models`."""
         bundle, text = self._bundle(cell.bundle)
-        rule = method(cell.method, cell.gain)
+        rule = reads_notes(method(cell.method, cell.gain))
         query = public_query(rule, cell.case.query, cell.case.context)
         prompts = text.prompts(cell.case.query, cell.case.context)
         return Replay(

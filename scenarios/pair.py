@@ -27,6 +27,7 @@ from edge_runtime.sampling import GREEDY
 from edge_runtime.steering import Method, log_softmax
 from edge_runtime.text import Prompts, Text
 from edge_runtime.translated import TranslatedDevice
+from edge_runtime.tuned import TunedRows, reads_notes
 from scenarios.datasets import Case
 from scenarios.identity import content_of
 from scenarios.model_branches import ModelBranches
@@ -67,6 +68,8 @@ class Pair:
     """Of the notes, in their order; none: 1 each."""
     another: Callable[[], Branches] | None = None
     """Opens further branches of the small model."""
+    tuned: Branches | None = None
+    """A tuned small model: then the delta is between it and the other, and no note is read."""
 
     def __post_init__(self) -> None:
         ours = self.text.fingerprint
@@ -109,11 +112,32 @@ class Pair:
         """The answer's tokens for names and numbers that only the case's note holds."""
         return name_ids(self.spoken.encode, case.context, case.query)
 
+    @property
+    def several(self) -> bool:
+        """Whether the small models take several answers at once."""
+        own = [self.branches] if self.tuned is None else [self.branches, self.tuned]
+        return all(isinstance(one, ModelBranches) for one in own)
+
+    def takes(self, rule: Method) -> None:
+        """Raises `UsageError` for a rule whose aware row is not what this pair's is."""
+        if self.tuned is None:
+            reads_notes(rule)
+        elif rule.steers and not rule.tuned:
+            raise UsageError(
+                f"method {rule.name}",
+                "with --tuned the small models read no note",
+                allowed="proxy, cloud-only, upload",
+            )
+
     def rows(self, case: Case, keep: int | None = None) -> tuple[Branches, list[ModelBranches]]:
         """Branches for one answer to `case`, and what of them is to be closed after it.
 
         `keep`: of a floating-point model's predictions, the last so many (None: all).
         """
+        if self.tuned is not None:
+            both = (self.tuned, self.branches)
+            found = [one.sibling(keep) if isinstance(one, ModelBranches) else one for one in both]
+            return TunedRows(*found), [one for one in found if isinstance(one, ModelBranches)]
         apart = self.notes == "apart" and len(case.notes) > 1
         count = len(case.notes) if apart else 1
         mine: list[Branches]
@@ -224,37 +248,53 @@ def open_pair(
     notes: NotesHow = "together",
     weights: Sequence[float] = (),
     shared: tuple[CloudModel, Text] | None = None,
+    tuned: str = "",
 ) -> Pair:
     """The pair that `costeer evaluate` names.
 
     `device`: a bundle's folder, or ``float:MODEL`` for the unquantized model in float32. `cloud`:
     as `cloud_sim.live.load` takes it; `shared`: what `open_cloud` made of it, if it is open.
-    Raises the errors of both.
+    `tuned`: a tuned form of the device's model, for `proxy`. Raises the errors of both.
     """
-    from cloud_sim.live.llm import TransformersModel
-    from cloud_sim.live.load import load
-    from cloud_sim.live.ragged import ATTENTION
-
+    if tuned and (align != "none" or notes != "together"):
+        raise UsageError("--tuned", "it goes with one vocabulary and without notes apart")
     big, speaks = shared if shared else open_cloud(cloud, cloud_dtype)
-    branches: Branches
-    another: Callable[[], Branches] | None = None
-    if device.startswith("float:"):
-        loaded = load(device.removeprefix("float:"), dtype="float32", attention=ATTENTION)
-        branches = ModelBranches(RememberedPrompts(TransformersModel(loaded)))
-        text, name, ends = loaded.text, content_of(device), loaded.end_ids
-    else:
-        from edge_runtime.branches import open_branches
-        from edge_runtime.bundle import open_bundle
-
-        bundle = open_bundle(Path(device))
-        longest = min(max_length, bundle.manifest.architecture.max_context)
-        another = partial(open_branches, bundle, max_length=longest, threads=_threads())
-        branches, text = another(), Text.open(bundle)
-        files, ends = bundle.manifest.files, tuple(bundle.manifest.tokens.end_ids)
-        name = "+".join(sorted(file.sha256[:16] for file in files.values()))
+    branches, text, name, ends, another = _open_small(device, max_length)
     identity = {"device": name, "cloud": f"{content_of(cloud)} {cloud_dtype}"}
     # Only what is out of the ordinary is in the keys, so that what is kept stays known.
     identity |= {"align": align} if align != "none" else {}
     identity |= {"notes": f"{notes} {list(weights)}"} if notes != "together" else {}
+    other: Branches | None = None
+    if tuned:
+        other, spoken, identity["tuned"], *_ = _open_small(tuned, max_length)
+        if spoken.fingerprint != text.fingerprint:
+            raise UsageError("--tuned", "it has another vocabulary than the device's model")
     theirs = None if align == "none" else speaks
-    return Pair(big, branches, text, identity, align, theirs, ends, notes, tuple(weights), another)
+    return Pair(
+        *(big, branches, text, identity, align, theirs, ends, notes, tuple(weights)),
+        another,
+        other,
+    )
+
+
+def _open_small(
+    device: str, max_length: int
+) -> tuple[Branches, Text, str, tuple[int, ...], Callable[[], Branches] | None]:
+    """Branches, text, what tells its weights from others, end tokens, and how to open more."""
+    from cloud_sim.live.llm import TransformersModel
+    from cloud_sim.live.load import load
+    from cloud_sim.live.ragged import ATTENTION
+
+    if device.startswith("float:"):
+        loaded = load(device.removeprefix("float:"), dtype="float32", attention=ATTENTION)
+        branches = ModelBranches(RememberedPrompts(TransformersModel(loaded)))
+        return branches, loaded.text, content_of(device), loaded.end_ids, None
+    from edge_runtime.branches import open_branches
+    from edge_runtime.bundle import open_bundle
+
+    bundle = open_bundle(Path(device))
+    longest = min(max_length, bundle.manifest.architecture.max_context)
+    another = partial(open_branches, bundle, max_length=longest, threads=_threads())
+    name = "+".join(sorted(file.sha256[:16] for file in bundle.manifest.files.values()))
+    ends = tuple(bundle.manifest.tokens.end_ids)
+    return another(), Text.open(bundle), name, ends, another

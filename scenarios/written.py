@@ -85,7 +85,7 @@ def write(
     """
     left = iter(jobs)
     under_way: list[_Writing] = []
-    several = at_once if isinstance(pair.branches, ModelBranches) else 1
+    several = at_once if pair.several else 1
     try:
         while True:
             under_way.extend(

@@ -127,7 +127,7 @@ def predicted() -> Predictions:
     return dataclasses.replace(kept, names=NAMES)
 
 
-@pytest.mark.parametrize("method", PRESETS)
+@pytest.mark.parametrize("method", [name for name in PRESETS if name != "proxy"])
 @pytest.mark.parametrize("wire", ["full", "topk:8", "packed:32"])
 def test_a_codec_study_scores_every_method_as_an_evaluation_does(method: str, wire: str) -> None:
     found = predicted()

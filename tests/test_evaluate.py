@@ -318,6 +318,9 @@ def test_the_command_ends_with_one_json_object(
         for figure in ("gap_captured", "upload_logp", "cloud_logp", "facts", "rouge1", "rougeL"):
             assert {"low", "high"} <= set(row[figure])
     assert {"low", "high"} <= set(rows["fitted"]["gap_expected"])
+    assert rows["fitted"]["gap_captured"] == rows["fitted"]["gap_expected"]
+    assert (rows["light"]["cases"], rows["fitted"]["cases"]) == (4, 2), "only those it never saw"
+    assert rows["light"]["level"] == 0.9
 
 
 def test_what_no_case_can_have_is_null_and_the_line_is_json(
