@@ -148,6 +148,28 @@ async def test_a_broken_line_makes_tokens_late_and_is_mended_meanwhile(
 
 
 @pytest.mark.parametrize("schedule", [lockstep, runahead])
+async def test_who_can_do_without_the_cloud_ends_the_answer_without_it(
+    server: Server, schedule: Callable[..., Schedule]
+) -> None:
+    """The server never comes back: with `on_late=device` that is no reason to break off."""
+    patience = Patience(connect_s=5, reconnect_s=0.2, first_pause_s=0.01, longest_pause_s=0.05)
+    asked = Request("what?", "", codec("topk:8"), 300)
+    made = schedule(FakeDevice(64, gain=0.8, end_ids=[]), asked, deadline=Deadline(5, "device"))
+    async with Cutter(server.port, []).serving() as line:
+
+        def on_token(record: TokenRecord) -> None:
+            if line.port != 1:
+                line.port = 1
+                line.cut_now()
+
+        got = await answer(made, line.url, on_token=on_token, patience=patience)
+    assert len(got.tokens) == 300
+    assert got.counters["late"] > 200
+    (note,) = got.notes
+    assert note.startswith("the rest of the answer is without the cloud: cloud: ")
+
+
+@pytest.mark.parametrize("schedule", [lockstep, runahead])
 async def test_a_server_that_goes_after_the_last_token_is_not_missed(
     server: Server, schedule: Callable[..., Schedule]
 ) -> None:

@@ -18,6 +18,7 @@ from edge_runtime.connections.http_stream import Endpoint
 from edge_runtime.connections.openai import answer
 from edge_runtime.connections.patience import Patience
 from edge_runtime.errors import ConnectionFailed, EnvironmentFailure, Refused, UsageError
+from edge_runtime.schedules.deadlines import Deadline
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
@@ -117,6 +118,15 @@ async def test_patience_begins_anew_with_progress() -> None:
     rude = Rude(Completions(cloud), after(1, RESET))
     got = await ask(rude, slow)
     assert got.tokens == expected(cloud, end_ids=[])
+
+
+async def test_who_can_do_without_the_cloud_ends_the_answer_without_it() -> None:
+    rude = Rude(Completions(FakeCloud(VOCABULARY, 6)), after(4, RESET), refuses(401, b"no more"))
+    got = await ask(rude, deadline=Deadline(5, "device"))
+    assert len(got.tokens) == 30
+    assert got.counters["late"] > 20
+    assert "the rest of the answer is without the cloud: cloud: the server at" in got.notes[-1]
+    assert sum("without the cloud" in note for note in got.notes) == 1
 
 
 @pytest.mark.parametrize(

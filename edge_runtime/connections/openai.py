@@ -28,7 +28,7 @@ from edge_runtime.candidates import TopK
 from edge_runtime.connections.completion_stream import PASSING, Completions
 from edge_runtime.connections.completions import ANY_SIZE, Find, Predicted
 from edge_runtime.connections.patience import PATIENT, Patience, Trials
-from edge_runtime.connections.realtime import Delivery, drive, told
+from edge_runtime.connections.realtime import Delivery, drive, given_up, told
 from edge_runtime.errors import ConnectionFailed, Refused, UsageError
 from edge_runtime.schedules.actions import Reconnected, Schedule, Timeout
 from edge_runtime.timing import now_ms
@@ -124,9 +124,10 @@ class CompletionsLine:
         while not self._events:
             if not await told(self._news, None if until is None else until - now_ms()):
                 return Timeout(now_ms())
-        event = self._events.popleft()
+        event = self._events[0]
         if isinstance(event, Exception):
-            raise event
+            return given_up(event, deadline_ms, self.notes)
+        self._events.popleft()
         return event
 
     async def _begin(self, frame: wire.Open) -> None:

@@ -53,6 +53,17 @@ async def told(news: asyncio.Event, within_ms: float | None) -> bool:
     return True
 
 
+def given_up(failure: Exception, deadline_ms: float | None, notes: list[str]) -> Timeout:
+    """What a line says on which nothing will come any more: `failure` is raised only for who cannot
+    do without. To others everything is late; `notes` say so once."""
+    if deadline_ms is None:
+        raise failure
+    note = f"the rest of the answer is without the cloud: {failure}"
+    if deadline_ms > 0 and note not in notes:
+        notes.append(note)
+    return Timeout(now_ms())
+
+
 class Line(Protocol):
     """A connection to a cloud."""
 
@@ -68,7 +79,10 @@ class Line(Protocol):
         ...
 
     async def receive(self, deadline_ms: float | None) -> Delivery | Timeout | Reconnected:
-        """The next frame; `Timeout` after `deadline_ms`; `Reconnected` after a loss."""
+        """The next frame; `Timeout` after `deadline_ms`; `Reconnected` after a loss.
+
+        Raises `ConnectionFailed` or `Refused` when none will ever come (see `given_up`).
+        """
         ...
 
     async def close(self) -> None:

@@ -24,7 +24,7 @@ from websockets.exceptions import (
 
 from edge_runtime import wire
 from edge_runtime.connections.patience import PATIENT, Patience, Trials
-from edge_runtime.connections.realtime import Delivery, drive, told
+from edge_runtime.connections.realtime import Delivery, drive, given_up, told
 from edge_runtime.errors import ConnectionFailed, UsageError
 from edge_runtime.schedules.actions import Reconnected, Schedule, Timeout
 from edge_runtime.timing import now_ms
@@ -150,7 +150,7 @@ class _Line:
             if self._leaving and (self._lost or self._failure):
                 return Timeout(now_ms())
             if self._failure is not None:
-                raise self._failure
+                return given_up(self._failure, deadline_ms, self.notes)
             if self._lost is not None and (self._mender is None or self._mender.done()):
                 self._mender = asyncio.create_task(self._mend(self._lost))
             if not await told(self._news, None if until is None else until - now_ms()):

@@ -169,11 +169,11 @@ class Answer:
                 "step", partial(device.extend, missing), device.load("step", tokens=len(missing))
             )
 
-    def keep_up(self) -> Moves:
+    def keep_up(self) -> Moves | tuple[()]:
         """The last token through the small model, unless the next will hardly be steered: it
         then has time to catch up later."""
-        if not (self.gate.closed or self.deadline.device_too_slow):
-            yield from self.catch_up()
+        spared = self.gate.closed or self.deadline.device_too_slow
+        return () if spared else self.catch_up()
 
     def _note_device_time(self, now_ms: float) -> None:
         if self._in_hand_ms is not None and self.emitted:
