@@ -19,7 +19,8 @@ from functools import partial
 from typing import Any
 
 from cloud_sim.net.links import Link
-from cloud_sim.net.transport import TCP, Stream, Transport
+from cloud_sim.net.sender import Stream
+from cloud_sim.net.transport import TCP, Transport
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.engine import Engine, OwnGpu
 from cloud_sim.sim.waiting import Clock, Inbox, Moves, Process
@@ -133,6 +134,9 @@ class Exchange:
         self._schedule, self._session = schedule, session
         self._up = Stream(uplink, downlink, transport, clock, masked=True)
         self._down = Stream(downlink, uplink, transport, clock)
+        if not connect:
+            self._up.opened()
+            self._down.opened()
         self._transport = transport
         self._costs, self._engine = device_costs, engine
         self._pad_to, self._connect = pad_to, connect
