@@ -133,6 +133,33 @@ def test_every_request_is_served_once_whatever_the_limits(
     assert not engine._held
 
 
+def test_a_long_prompt_goes_in_between_the_others_steps() -> None:
+    """1,000 tokens of prompt in chunks of 100: a session that decodes is in every pass."""
+    env = Clock()
+    engine = Serving(env, Roofline(1.0, 0.0, 0.0, 0.01), Batching(rows=8, chunk_tokens=100))
+    steps: list[float] = []
+    prompt: list[float] = []
+
+    def decodes() -> Generator[Any, Any, None]:
+        for past in range(12):
+            queued, computed = yield from asked(env, engine, "steps", Load(tokens=1, past=past))
+            steps.append(queued + computed)
+
+    def asks() -> Generator[Any, Any, None]:
+        yield env.timeout(0.5)
+        yield from asked(env, engine, "prompt", Load(tokens=1000))
+        prompt.append(env.now)
+
+    env.process(decodes())
+    env.process(asks())
+    env.run()
+    # A pass of 1 ms and 98 tokens beyond the first of each; a step may have to wait for one more.
+    assert max(steps) < 2 * (1 + 0.98) + 1e-9
+    assert engine.totals.rows > 20, "both were in the passes together"
+    # After the pass that was under way, ten with 99 tokens of the prompt and one with the last ten.
+    assert prompt[0] == pytest.approx(1 + 10 * 1.98 + 1.09)
+
+
 def test_an_evicted_session_pays_for_its_cache_again() -> None:
     def busy_ms(kv: int | None) -> tuple[float, int]:
         env = Clock()
