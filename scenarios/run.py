@@ -77,6 +77,9 @@ def run_cell(cell: Cell, models: Models, machines: Machines | None = None) -> Re
         transport=link.transport,
         labels=Labels(cell.method, rule.gain, cell.schedule, cell.codec),
     )
+    if replay.cloud is None:
+        # With the models at hand a note would say what was on tape before, not what the answer is.
+        transcript.notes.extend(replay.notes())
     if cell.placement == "cloud":
         uplink, downlink = link.links(cell.seed)
         sides = placement.Sides(
