@@ -20,8 +20,8 @@ from typing import Any
 
 from cloud_sim.net.catalogue import network
 from cloud_sim.net.links import ConstantDelay, Link
+from cloud_sim.net.made_traces import convert, markov
 from cloud_sim.net.streams import stream
-from cloud_sim.net.traces import convert, markov
 from cloud_sim.sim.fleet import capacity, fleet, made_up_replays, poisson
 from cloud_sim.sim.machines import cloud, device
 from cloud_sim.sim.serving import Batching

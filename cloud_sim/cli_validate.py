@@ -32,8 +32,9 @@ def validate_sim(
     ] = False,
 ) -> None:
     """Run five scenarios through SimPy and over real loopback sockets, and compare."""
+    from cloud_sim.net.made_traces import convert, markov
     from cloud_sim.net.streams import stream
-    from cloud_sim.net.traces import convert, markov, read
+    from cloud_sim.net.traces import read
     from cloud_sim.sim.validate import compare, scenarios
     from cloud_sim.sim.validate import host as measure_host
 
