@@ -15,7 +15,7 @@ from edge_runtime.errors import UsageError
 from edge_runtime.files import write_whole
 
 if TYPE_CHECKING:
-    from cloud_sim.sim.simulate import Host
+    from cloud_sim.sim.exchange import Host
 
 
 def validate_sim(

@@ -12,9 +12,10 @@ from typing import Any
 
 from cloud_sim.net.catalogue import Network, network
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
+from cloud_sim.sim.exchange import Labels
 from cloud_sim.sim.machines import cloud, device
 from cloud_sim.sim.row import row
-from cloud_sim.sim.simulate import Labels, simulate
+from cloud_sim.sim.simulate import simulate
 from edge_runtime.device import CloudOnlyDevice
 from edge_runtime.ledger import ledger
 from edge_runtime.policy import Device

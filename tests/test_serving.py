@@ -17,10 +17,10 @@ from cloud_sim.net.links import ConstantDelay, Link
 from cloud_sim.net.rates import ConstantRate
 from cloud_sim.net.streams import stream
 from cloud_sim.sim.costs import DeviceCosts
+from cloud_sim.sim.exchange import Exchange
 from cloud_sim.sim.fleet import FleetResult, capacity, fleet, made_up_replays, poisson
 from cloud_sim.sim.roofline import Roofline
 from cloud_sim.sim.serving import Batching, Serving
-from cloud_sim.sim.simulate import Exchange
 from cloud_sim.sim.waiting import Clock, Process
 from edge_runtime.schedules.actions import Load
 from edge_runtime.schedules.lockstep import lockstep

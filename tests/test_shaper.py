@@ -22,7 +22,7 @@ from cloud_sim.net.rates import ConstantRate
 from cloud_sim.net.shaper import shaped
 from cloud_sim.net.streams import stream
 from cloud_sim.net.transport import TCP
-from cloud_sim.sim.simulate import Host
+from cloud_sim.sim.exchange import Host
 from cloud_sim.sim.validate import CLOUD, Scenario, figures, measured, scenarios, simulated
 
 

@@ -23,10 +23,10 @@ import numpy as np
 from cloud_sim.net.catalogue import Network
 from cloud_sim.net.streams import stream
 from cloud_sim.sim.costs import DeviceCosts
+from cloud_sim.sim.exchange import Exchange
 from cloud_sim.sim.replay import Replay
 from cloud_sim.sim.roofline import Roofline
 from cloud_sim.sim.serving import STANDARD, Batching, Serving, Totals
-from cloud_sim.sim.simulate import Exchange
 from cloud_sim.sim.tape import Tape, child
 from cloud_sim.sim.waiting import Clock
 from edge_runtime.policy import Device
