@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import textwrap
+import tomllib
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from cloud_sim.net.impairments import (
 )
 from cloud_sim.net.links import LOST, ConstantDelay, Link, RecordedDelay
 from cloud_sim.net.rates import ConstantRate, Opportunities, RateSeries, Timetable
+from cloud_sim.net.schema import NetworkFile
 from cloud_sim.net.streams import stream
 from edge_runtime.errors import SpecError, UsageError
 
@@ -191,6 +194,19 @@ def test_impossible_impairments_are_refused(tmp_path: Path, table: str, message:
     own.write_text(network("lte").path.read_text() + sourced)
     with pytest.raises(SpecError, match=message):
         network(str(own))
+
+
+def test_the_documented_network_profile_is_one(tmp_path: Path) -> None:
+    """The example of docs/simulator.md, which has every table there is."""
+    page = (Path(__file__).parents[1] / "docs" / "simulator.md").read_text()
+    begin = page.index("    schema = 1\n")
+    text = textwrap.dedent(page[begin : page.index("    costeer simulate dinner", begin)])
+    assert set(tomllib.loads(text)) >= set(NetworkFile.model_fields) - {"schema_"}
+    (tmp_path / "train.toml").write_text(text)
+    (tmp_path / "down.trace").write_text("1\n2\n5\n")
+    up, down = network(str(tmp_path / "train.toml")).links(0)
+    assert up.send(0.0, 100) > 75 + 30  # the radio wakes, half of the round trip
+    assert down.send(0.0, 100) > 75 + 30
 
 
 def test_packets_never_overtake_each_other() -> None:

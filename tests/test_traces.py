@@ -101,6 +101,25 @@ def test_the_made_trace_has_the_stated_mean_and_replays_in_every_form(tmp_path: 
         convert(short, "rtt")
 
 
+def test_devices_of_a_fleet_begin_a_trace_each_at_its_own_place(tmp_path: Path) -> None:
+    made = markov([2, 8, 20], 1000, 60_000, stream(4, "t"))
+    (tmp_path / "rate.trace").write_text(made.text())
+    own = tmp_path / "own.toml"
+    own.write_text(network("lte").path.read_text().replace("mbps = 12", 'trace = "rate.trace"'))
+    profile = network(str(own))
+
+    def arrives(*names: str | int, **more: bool) -> tuple[float, float]:
+        up, down = profile.links(1, *names, **more)
+        return up.send(0.0, 100_000), down.send(0.0, 100_000)
+
+    there = [arrives("device", n, elsewhere=True) for n in range(20)]
+    assert len(set(there)) == 20
+    assert all(up == down for up, down in there)  # one place for both directions' same trace
+    assert there[3] == arrives("device", 3, elsewhere=True)
+    assert arrives("device", 3) == arrives("device", 4)  # alone, a run begins where it is told to
+    assert network("lte").links(1, elsewhere=True)[0].send(0.0, 1500) == 18.5
+
+
 def test_gzip_is_read_and_a_broken_one_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.gz"
     path.write_bytes(gzip.compress(b"1\n2\n"))

@@ -2,9 +2,9 @@
 
 Every device runs the real schedule against the real session over links of its own; what the models
 say comes from tapes, recorded or made up from token statistics (`made_up`). Devices draw their
-weather and their tape from streams named by their number: adding one leaves the others as they
-were. A transcript is folded into arrays when its answer ends, so memory goes with the devices that
-are answering, not with those that have.
+weather, their place in a trace and their tape from streams named by their number: adding one leaves
+the others as they were. A transcript is folded into arrays when its answer ends, so memory goes
+with the devices that are answering, not with those that have.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def fleet(
 
     def begin(number: int) -> None:
         replay = replays[int(stream(seed, "tape", number).integers(len(replays)))]
-        up, down = network.links(seed, "device", number)
+        up, down = network.links(seed, "device", number, elsewhere=True)
         exchange = Exchange(
             clock,
             schedule(replay.device(), replay.request(max_tokens)),
