@@ -22,7 +22,8 @@ from cloud_sim.net.catalogue import network
 from cloud_sim.net.links import ConstantDelay, Link
 from cloud_sim.net.made_traces import convert, markov
 from cloud_sim.net.streams import stream
-from cloud_sim.sim.fleet import capacity, fleet, made_up_replays, poisson
+from cloud_sim.sim.arrivals import poisson
+from cloud_sim.sim.fleet import capacity, fleet, made_up_replays
 from cloud_sim.sim.machines import cloud, device
 from cloud_sim.sim.serving import Batching
 from cloud_sim.sim.simulate import simulate

@@ -70,7 +70,8 @@ class Measures:
 
     def _fleet(self, cell: Cell) -> dict[str, Any]:
         """Phones that all give the cell's answer, recorded once, to one cloud that batches."""
-        from cloud_sim.sim.fleet import fleet, poisson
+        from cloud_sim.sim.arrivals import poisson
+        from cloud_sim.sim.fleet import fleet
         from cloud_sim.sim.machines import cloud
         from cloud_sim.sim.serving import Batching
 

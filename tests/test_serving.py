@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from cloud_sim.net.catalogue import network
 from cloud_sim.net.links import ConstantDelay, Link
 from cloud_sim.net.rates import ConstantRate
 from cloud_sim.net.streams import stream
+from cloud_sim.sim.arrivals import poisson, recorded
 from cloud_sim.sim.costs import DeviceCosts
 from cloud_sim.sim.exchange import Exchange
-from cloud_sim.sim.fleet import FleetResult, capacity, fleet, made_up_replays, poisson
+from cloud_sim.sim.fleet import FleetResult, capacity, fleet, made_up_replays
 from cloud_sim.sim.roofline import Roofline
 from cloud_sim.sim.serving import Batching, Serving
 from cloud_sim.sim.waiting import Clock, Process
+from edge_runtime.errors import SpecError
 from edge_runtime.schedules.actions import Load
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
@@ -215,6 +218,23 @@ def test_adding_a_device_leaves_the_others_draws_as_they_were() -> None:
     few, more = small_fleet(10, 4), small_fleet(11, 4)
     # The eleventh answers last; a device that ended before it came saw nothing of it.
     assert more.ttft_ms[0] == few.ttft_ms[0]
+
+
+def test_arrivals_are_read_from_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "arrivals.txt"
+    log.write_text("100.5\n100.5\n\n102\n")
+    assert recorded(log) == [0.0, 0.0, 1500.0]
+    for text, said in (
+        ("1\nx\n", r"arrivals\.txt, line 2: not a number of seconds \(got 'x'\)"),
+        ("2\n1\n", r"arrivals\.txt, line 2: a time before the one above it \(got 1 s\)"),
+        ("nan\n", r"arrivals\.txt, line 1: a time that cannot be"),
+        ("\n", r"arrivals\.txt: there are no arrivals in it"),
+    ):
+        log.write_text(text)
+        with pytest.raises(SpecError, match=said):
+            recorded(log)
+    with pytest.raises(SpecError, match="the arrivals cannot be read"):
+        recorded(tmp_path / "none")
 
 
 def test_capacity_finds_the_knee() -> None:

@@ -107,12 +107,6 @@ class _Fold:
         self.resent += int(transcript.counters["retransmissions"])
 
 
-def poisson(devices: int, per_s: float, seed: int) -> list[float]:
-    """Arrival times (ms) of `devices` answers, `per_s` a second on average."""
-    gaps = stream(seed, "arrivals").exponential(1e3 / per_s, devices)
-    return [float(t) for t in np.cumsum(gaps)]
-
-
 def fleet(
     arrivals_ms: Iterable[float],
     replays: Sequence[Replay],
