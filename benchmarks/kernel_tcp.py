@@ -8,8 +8,9 @@ back with source and destination exchanged (which leaves every checksum right). 
 retransmissions and the acknowledgements are the kernel's; the link and the losses are ours. The
 same messages then go through `cloud_sim.net.sender.Stream` over the same links.
 
-The congestion control is Reno's, the one with a closed form; the server acknowledges at once
-(TCP_QUICKACK) unless a case says otherwise. Prints a table, and ends with one line of JSON.
+The congestion control is Reno's, which is what the model has, unless `--congestion` names another;
+the server acknowledges at once (TCP_QUICKACK) unless a case says otherwise. Prints a table, and
+ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def modelled(case: Case) -> float:
 # --- the kernel ---
 
 
-def real(case: Case, device: int) -> float:
+def real(case: Case, device: int, congestion: str) -> float:
     """The delay of the message by the kernel, ms."""
     ends, total = [], 0
     for _, size in case.sends:
@@ -191,7 +192,7 @@ def real(case: Case, device: int) -> float:
     with relay(device, *case.links(loses=False), port, to_lose), listener:
         thread.start()
         client = socket.socket()
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
         client.connect((THERE, port))
@@ -219,6 +220,7 @@ def offsets(case: Case) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--congestion", default="reno", help="the kernel's: reno, cubic, bbr")
     parser.add_argument("--only", type=int, nargs="*")
     parser.add_argument("--json", action="store_true", help="accepted: the last line always is")
     options = parser.parse_args()
@@ -229,7 +231,7 @@ def main() -> None:
     for number, case in enumerate(cases()):
         if options.only and number not in options.only:
             continue
-        times = sorted(real(case, device) for _ in range(options.rounds))
+        times = sorted(real(case, device, options.congestion) for _ in range(options.rounds))
         kernel, model = statistics.median(times), modelled(case)
         print(
             f"| {case.name} | {kernel:.0f} | {times[0]:.0f} to {times[-1]:.0f} "
