@@ -20,9 +20,10 @@ from typing import Any
 
 from cloud_sim.net.catalogue import network
 from cloud_sim.net.links import ConstantDelay, Link
+from cloud_sim.net.made_traces import convert, markov
 from cloud_sim.net.streams import stream
-from cloud_sim.net.traces import convert, markov
-from cloud_sim.sim.fleet import capacity, fleet, made_up_replays, poisson
+from cloud_sim.sim.arrivals import poisson
+from cloud_sim.sim.fleet import capacity, fleet, made_up_replays
 from cloud_sim.sim.machines import cloud, device
 from cloud_sim.sim.serving import Batching
 from cloud_sim.sim.simulate import simulate
@@ -73,7 +74,7 @@ def one_fleet(devices: int) -> dict[str, float]:
         network=network("lte"),
         device_costs=device("oneplus-12").costs(weights_mb=137.5),
         roofline=cloud("h100x2-llama-3.1-8b").roofline(),
-        batching=Batching(rows=256),
+        batching=Batching(rows=256, kv_tokens=cloud("h100x2-llama-3.1-8b").kv_tokens()),
         max_tokens=TOKENS,
     )
     seconds = time.perf_counter() - began
@@ -96,10 +97,17 @@ def phones_per_gpu(target_ms: float = 100.0) -> dict[str, Any]:
     schedules = {"lockstep": lockstep, "runahead": runahead}
     for name in ("a100-qwen2.5-7b", "h100x2-llama-3.1-8b", "h100x2-llama-3.3-70b"):
         line = cloud(name).roofline()
+        batching = Batching(rows=256, kv_tokens=cloud(name).kv_tokens())
         for schedule, make in schedules.items():
             replays = made_up_replays(8, 48, DIVERGENCE)
 
-            def run(phones: int, make: Any = make, line: Any = line, replays: Any = replays) -> Any:
+            def run(
+                phones: int,
+                make: Any = make,
+                line: Any = line,
+                replays: Any = replays,
+                batching: Batching = batching,
+            ) -> Any:
                 # All within a second: the phones are busy at the same time.
                 return fleet(
                     poisson(phones, phones, 0),
@@ -107,7 +115,7 @@ def phones_per_gpu(target_ms: float = 100.0) -> dict[str, Any]:
                     network=network("lte"),
                     device_costs=device("oneplus-12").costs(weights_mb=137.5),
                     roofline=line,
-                    batching=Batching(rows=256),
+                    batching=batching,
                     schedule=make,
                     max_tokens=48,
                 )

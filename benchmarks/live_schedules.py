@@ -32,8 +32,8 @@ from cloud_sim.net.rates import ConstantRate
 from cloud_sim.net.shaper import shaped
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.engine import OwnGpu
+from cloud_sim.sim.exchange import NO_HOST, Exchange, Host
 from cloud_sim.sim.machines import cloud, device
-from cloud_sim.sim.simulate import NO_HOST, Exchange, Host
 from cloud_sim.sim.validate import TRANSPORT, paced
 from cloud_sim.sim.waiting import Clock
 from edge_runtime.connections.websocket import answer

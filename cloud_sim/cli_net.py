@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.table import Table
 from cloud_sim.net import traces
 from cloud_sim.net.catalogue import Network, names, network
 from cloud_sim.net.links import Link
+from cloud_sim.net.made_traces import convert, markov
 from cloud_sim.net.schema import ProfileReport
 from cloud_sim.net.streams import stream
 from edge_runtime.checked import read_json
@@ -143,7 +145,7 @@ def trace_convert(
     as_json: Json = False,
 ) -> None:
     """Write a trace in another form, carrying the same bytes up to one packet a loop."""
-    converted = traces.convert(traces.read(file), to.value, step_ms=step_ms)
+    converted = convert(traces.read(file), to.value, step_ms=step_ms)
     write_whole(out, converted.text())
     _said(out, converted, as_json)
 
@@ -152,26 +154,44 @@ def trace_convert(
 def trace_make(
     out: Annotated[Path, typer.Argument(help="The file to write.")],
     mbps: Annotated[str, typer.Option(help="Mean rates of the states, low to high.")] = "1,5,20",
+    rtt_ms: Annotated[
+        str, typer.Option(help="With --form rtt: mean round trips instead, low to high.")
+    ] = "20,50,200",
     stay_s: Annotated[float, typer.Option(min=0.01, help="Mean time in a state.")] = 5.0,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length before it loops.")] = 120.0,
     spread: Annotated[float, typer.Option(min=0, help="Relative deviation in a state.")] = 0.2,
-    form: Annotated[_Form, typer.Option(help="mahimahi or rate.")] = _Form.mahimahi,
+    form: Annotated[_Form, typer.Option(help="mahimahi, rate or rtt.")] = _Form.mahimahi,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """Make a trace from a Markov chain over mean rates."""
-    try:
-        means = [float(part) for part in mbps.split(",")]
-    except ValueError:
-        means = []
-    if not means or min(means) <= 0:
-        raise UsageError(
-            "--mbps", "not a list of rates", got=mbps, allowed="positive, as in 1,5,20"
-        )
-    made = traces.markov(means, stay_s * 1e3, seconds * 1e3, stream(seed, "trace"), spread=spread)
-    made = traces.convert(made, form.value)
+    """Make a trace from a Markov chain over mean rates, or over mean round trips."""
+    if form is _Form.rtt:
+        means = _means("--rtt-ms", "round trips", rtt_ms)
+    else:
+        means = _means("--mbps", "rates", mbps)
+    made = markov(
+        means,
+        stay_s * 1e3,
+        seconds * 1e3,
+        stream(seed, "trace"),
+        spread=spread,
+        form="rtt" if form is _Form.rtt else "rate",
+    )
+    made = convert(made, form.value)
     write_whole(out, made.text())
     _said(out, made, as_json)
+
+
+def _means(option: str, what: str, text: str) -> list[float]:
+    try:
+        means = [float(part) for part in text.split(",")]
+    except ValueError:
+        means = []
+    if not means or not all(0 < mean < math.inf for mean in means):
+        raise UsageError(
+            option, f"not a list of {what}", got=text, allowed="positive, as in 1,5,20"
+        )
+    return means
 
 
 def _said(out: Path, made: traces.Trace, as_json: bool) -> None:

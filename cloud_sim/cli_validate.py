@@ -15,7 +15,7 @@ from edge_runtime.errors import UsageError
 from edge_runtime.files import write_whole
 
 if TYPE_CHECKING:
-    from cloud_sim.sim.simulate import Host
+    from cloud_sim.sim.exchange import Host
 
 
 def validate_sim(
@@ -32,8 +32,9 @@ def validate_sim(
     ] = False,
 ) -> None:
     """Run five scenarios through SimPy and over real loopback sockets, and compare."""
+    from cloud_sim.net.made_traces import convert, markov
     from cloud_sim.net.streams import stream
-    from cloud_sim.net.traces import convert, markov, read
+    from cloud_sim.net.traces import read
     from cloud_sim.sim.validate import compare, scenarios
     from cloud_sim.sim.validate import host as measure_host
 

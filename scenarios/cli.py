@@ -22,6 +22,12 @@ def simulate(
     gate: str = typer.Option("none", help="none, latch or reopen."),
     token_deadline_ms: float = typer.Option(0.0, help="When a token is late."),
     on_late: str = typer.Option("wait", help="Then: wait, device or cloud."),
+    tapes: Path | None = typer.Option(
+        None, help="Folder of recorded answers: replayed and added to. As private as the note."
+    ),
+    offline: bool = typer.Option(
+        False, "--offline", help="With --tapes: no model is opened, what is not there is refused."
+    ),
     out: Path | None = typer.Option(None, "--out", help="Folder for rows.json."),
     as_json: bool = typer.Option(False, "--json", help="One JSON object as the last line."),
 ) -> None:
@@ -63,9 +69,11 @@ def simulate(
             got=plan.measure,
             todo="Run it with costeer sweep",
         )
+    if offline and tapes is None:
+        raise UsageError("--offline", "there is nothing to replay", todo="Set --tapes")
     stderr = Console(stderr=True)
     cells = list(plan.cells())
-    models = LocalModels(told=lambda what: stderr.print(f"[dim]{what}[/dim]"))
+    models = LocalModels(tapes, lambda what: stderr.print(f"[dim]{what}[/dim]"), offline=offline)
     results = run(cells, models)
     rows = [
         result.row
@@ -73,6 +81,7 @@ def simulate(
             results, description=plan.name, total=len(cells), console=stderr, transient=True
         )
     ]
+    models.keep()
     answer = {"scenario": plan.name, "rows": rows}
     if out is not None:
         write_whole(out / "rows.json", json.dumps(answer, indent=1) + "\n")

@@ -75,8 +75,10 @@ class Measures:
 
     def _fleet(self, cell: Cell) -> dict[str, Any]:
         """Phones that all give the cell's answer, recorded once, to one cloud that batches."""
-        from cloud_sim.sim.fleet import fleet, poisson
+        from cloud_sim.sim.arrivals import poisson
+        from cloud_sim.sim.fleet import fleet
         from cloud_sim.sim.machines import cloud
+        from cloud_sim.sim.serving import Batching
 
         models = self._models(cell)
         machines = machines_of(cell, models)
@@ -91,6 +93,7 @@ class Measures:
             network=link,
             device_costs=machines.device,
             roofline=cloud(cell.cloud).roofline(),
+            batching=Batching(kv_tokens=cloud(cell.cloud).kv_tokens()),
             schedule=plan_of(cell.schedule).make,
             max_tokens=cell.max_tokens,
             seed=cell.seed,

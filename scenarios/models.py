@@ -95,12 +95,17 @@ class LocalModels:
 
     `tapes`: a folder that keeps the recordings, so that the next run needs no model. They hold the
     small model's scores, which depend on the private note: as private as the note itself.
+    `offline`: no model is opened, and what is not on a tape is refused.
     """
 
     def __init__(
-        self, tapes: Path | None = None, told: Callable[[str], None] = lambda what: None
+        self,
+        tapes: Path | None = None,
+        told: Callable[[str], None] = lambda what: None,
+        *,
+        offline: bool = False,
     ) -> None:
-        self._told, self._folder = told, tapes
+        self._told, self._folder, self._offline = told, tapes, offline
         self._bundles: dict[str, tuple[Bundle, Text]] = {}
         self._branches: dict[tuple[str, int], Any] = {}
         self._clouds: dict[str, CloudModel] = {}
@@ -113,10 +118,14 @@ class LocalModels:
         rule = reads_notes(method(cell.method, cell.gain))
         query = public_query(rule, cell.case.query, cell.case.context)
         prompts = text.prompts(cell.case.query, cell.case.context)
+        tape = self._tape(cell, query, prompts)
+        sampler = Sampler(cell.temperature, cell.top_p, cell.seed)
+        if self._offline:
+            return Replay(tape, rule, sampler)
         return Replay(
-            self._tape(cell, query, prompts),
+            tape,
             rule,
-            Sampler(cell.temperature, cell.top_p, cell.seed),
+            sampler,
             cloud=_Lazy(lambda: Reusing(self._cloud(cell.cloud_model))),
             branches=_Lazy(lambda: self._open_branches(cell, bundle, prompts)),
             prompts=prompts,
@@ -125,9 +134,13 @@ class LocalModels:
     def keep(self) -> None:
         """Write the tapes that have grown."""
         for key, tape in self._tapes.items():
-            if self._folder is not None and self._saved.get(key) != tape.positions:
+            saved = self._saved.get(key)
+            if self._folder is not None and saved != tape.positions:
                 tape.save(self._folder / f"{key}.tape")
                 self._saved[key] = tape.positions
+                if saved is not None:
+                    new = tape.positions - saved
+                    self._told(f"left a recorded path: the models were asked for {new} positions")
 
     def decode(self, cell: Cell) -> Callable[..., str]:
         """See `Models`."""
@@ -154,6 +167,13 @@ class LocalModels:
             if path is not None and path.is_file():
                 self._tapes[key] = Tape.load(path)
                 self._saved[key] = self._tapes[key].positions
+            elif self._offline:
+                raise UsageError(
+                    "tape",
+                    f"no answer to this question was recorded with codec {cell.codec}",
+                    got=str(self._folder),
+                    todo="Run once without --offline",
+                )
             else:
                 self._tapes[key] = blank(self._cloud(cell.cloud_model), query, cell.codec)
                 self._tapes[key].prompt_lengths = (len(prompts.aware), len(prompts.agnostic))

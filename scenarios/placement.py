@@ -24,7 +24,8 @@ from typing import Any
 import simpy
 
 from cloud_sim.net.links import Link
-from cloud_sim.net.transport import Stream, Transport
+from cloud_sim.net.sender import Stream
+from cloud_sim.net.transport import Transport
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.waiting import Clock
 from edge_runtime.errors import UsageError

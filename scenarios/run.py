@@ -12,9 +12,10 @@ from typing import Any
 
 from cloud_sim.net.catalogue import Network, network
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
+from cloud_sim.sim.exchange import Labels
 from cloud_sim.sim.machines import cloud, device
 from cloud_sim.sim.row import row
-from cloud_sim.sim.simulate import Labels, simulate
+from cloud_sim.sim.simulate import simulate
 from edge_runtime.device import CloudOnlyDevice
 from edge_runtime.ledger import ledger
 from edge_runtime.policy import Device
@@ -77,6 +78,9 @@ def run_cell(cell: Cell, models: Models, machines: Machines | None = None) -> Re
         transport=link.transport,
         labels=Labels(cell.method, rule.gain, cell.schedule, cell.codec),
     )
+    if replay.cloud is None:
+        # With the models at hand a note would say what was on tape before, not what the answer is.
+        transcript.notes.extend(replay.notes())
     if cell.placement == "cloud":
         uplink, downlink = link.links(cell.seed)
         sides = placement.Sides(

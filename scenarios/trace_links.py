@@ -19,6 +19,7 @@ import numpy as np
 
 from cloud_sim.net import traces
 from cloud_sim.net.catalogue import Network, network
+from cloud_sim.net.made_traces import markov
 from cloud_sim.net.schema import Direction, RoundTrip
 from cloud_sim.net.streams import stream
 from edge_runtime.errors import UsageError
@@ -123,7 +124,7 @@ def _made(name: str) -> Path:
     """The made recording, written into the cache at its first use."""
     path = cache_dir() / "traces" / f"made-{name}-1.csv"
     if name == "lte-driving":
-        text = traces.markov(
+        text = markov(
             _LTE_MBPS, _LTE_STAY_MS, 1e3 * MADE_SECONDS, stream(0, path.name), spread=0.3
         ).text()
     elif name == "5g-driving":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import textwrap
+import tomllib
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,9 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloud_sim.net.catalogue import names, network
-from cloud_sim.net.impairments import Jitter, Outages, Radio, bursty_loss, random_loss
+from cloud_sim.net.impairments import (
+    GilbertElliott,
+    Jitter,
+    Outages,
+    Radio,
+    bursty_loss,
+    random_loss,
+)
 from cloud_sim.net.links import LOST, ConstantDelay, Link, RecordedDelay
 from cloud_sim.net.rates import ConstantRate, Opportunities, RateSeries, Timetable
+from cloud_sim.net.schema import NetworkFile
 from cloud_sim.net.streams import stream
 from edge_runtime.errors import SpecError, UsageError
 
@@ -147,6 +157,56 @@ def test_loss_has_the_stated_rate_and_bursts() -> None:
         assert chain.mean_loss == pytest.approx(0.05)
         bursts = np.count_nonzero(np.diff(lost.astype(int)) == 1)
         assert lost.sum() / bursts == pytest.approx(burst, rel=0.06)
+
+
+def test_bursts_of_one_are_independent_losses() -> None:
+    """A packet sent again right after a loss is lost as often as any other."""
+    chain = bursty_loss(0.2, 1.0, stream(2, "l"))
+    lost = np.array([chain.lost() for _ in range(100_000)])
+    assert lost.mean() == pytest.approx(0.2, rel=0.03)
+    assert lost[1:][lost[:-1]].mean() == pytest.approx(0.2, rel=0.05)
+
+
+def test_bursty_loss_has_its_share_from_the_first_packet_on() -> None:
+    """The chain begins in its long-run distribution: over many short runs no packet is spared."""
+    runs = np.array(
+        [[chain.lost() for _ in range(20)] for chain in _chains(4000, rate=0.1, burst=50.0)]
+    )
+    # 4,000 independent draws at each position: 0.1 within four standard errors.
+    assert np.abs(runs.mean(axis=0) - 0.1).max() < 4 * math.sqrt(0.09 / 4000)
+
+
+def _chains(count: int, *, rate: float, burst: float) -> list[GilbertElliott]:
+    return [bursty_loss(rate, burst, stream(9, "chain", n)) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('[jitter]\ndistribution = "lognormal"\nmean_ms = 0\nsd_ms = 1', "needs a mean_ms above 0"),
+        ('[jitter]\ndistribution = "pareto"\nmean_ms = 5\nsd_ms = 1', "at least its mean_ms"),
+        ("[loss]\nrate = 0.5\nburst = 1.5", r"in bursts of 2 on average, so burst is 1"),
+    ],
+)
+def test_impossible_impairments_are_refused(tmp_path: Path, table: str, message: str) -> None:
+    own = tmp_path / "own.toml"
+    sourced = f'\n{table}\norigin = "assumed"\nsource = "a test"\n'
+    own.write_text(network("lte").path.read_text() + sourced)
+    with pytest.raises(SpecError, match=message):
+        network(str(own))
+
+
+def test_the_documented_network_profile_is_one(tmp_path: Path) -> None:
+    """The example of docs/simulator.md, which has every table there is."""
+    page = (Path(__file__).parents[1] / "docs" / "simulator.md").read_text()
+    begin = page.index("    schema = 1\n")
+    text = textwrap.dedent(page[begin : page.index("    costeer simulate dinner", begin)])
+    assert set(tomllib.loads(text)) >= set(NetworkFile.model_fields) - {"schema_"}
+    (tmp_path / "train.toml").write_text(text)
+    (tmp_path / "down.trace").write_text("1\n2\n5\n")
+    up, down = network(str(tmp_path / "train.toml")).links(0)
+    assert up.send(0.0, 100) > 75 + 30  # the radio wakes, half of the round trip
+    assert down.send(0.0, 100) > 75 + 30
 
 
 def test_packets_never_overtake_each_other() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import costeer
-from cloud_sim.net.catalogue import names, network
+from cloud_sim.net.catalogue import PROFILES, names, network
 from cloud_sim.sim.machines import cloud, device
 from cloud_sim.sim.roofline import residuals, weights_floor
 from edge_runtime.errors import SpecError, UsageError
@@ -52,6 +52,18 @@ def test_the_roofline_fits_the_published_steps() -> None:
     assert 0.5 < floor.efficiency < 1
     for file in files:
         assert floor.ms(file) == pytest.approx(file.steps.ms[0], rel=0.11)
+
+
+def test_keys_and_values_have_what_the_weights_leave(tmp_path: Path) -> None:
+    for name in names("clouds"):
+        file = cloud(name).file
+        held_gb = cloud(name).kv_tokens() * file.model.kv_kb_per_token / 1e6
+        assert held_gb + file.model.weights_gb == pytest.approx(0.9 * file.gpu.memory_gb, rel=1e-4)
+    own = tmp_path / "own.toml"
+    written = (PROFILES / "clouds" / "a100-qwen2.5-7b.toml").read_text()
+    own.write_text(written.replace("weights_gb = 15.2", "weights_gb = 75"))
+    with pytest.raises(SpecError, match=r"own\.toml: the model does not fit .*allowed under 72 GB"):
+        cloud(str(own)).kv_tokens()
 
 
 def test_the_profiles_verb_lists_all_and_makes_a_device(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,10 +13,12 @@ from typing import Any
 
 import pytest
 
+import costeer
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.record import blank
 from cloud_sim.sim.replay import Replay
 from cloud_sim.sim.tape import Tape
+from edge_runtime.bundle import Bundle
 from edge_runtime.errors import UsageError
 from edge_runtime.sampling import Sampler
 from edge_runtime.steering import method
@@ -109,6 +113,43 @@ def test_a_row_has_every_figure_and_its_parts_add_up() -> None:
 def test_a_plan_can_be_written_as_it_is_read(text: str) -> None:
     plan = plan_of(text)
     assert plan_of(text_of(plan)) == plan
+
+
+def test_simulate_replays_tapes_offline_and_refuses_what_is_not_on_them(
+    tiny_bundle: Bundle, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Recorded once with the models, replayed over other links without any."""
+    cloud = tmp_path / "cloud"
+    shutil.copytree(tiny_model_dir, cloud)
+    study = tmp_path / "study.toml"
+    study.write_text(
+        'name = "tiny"\n[case]\nquery = "What to eat?"\ncontext = "I am a vegetarian."\n'
+        f'[device]\nbundle = "{tiny_bundle.path}"\n[cloud]\nmodel = "{cloud}"\n'
+        '[network]\nprofile = "lte"\n[answer]\nmax_tokens = 8\ncodec = "topk:16"\n'
+    )
+    tapes = tmp_path / "tapes"
+
+    def simulate(*options: object) -> tuple[int, list[dict[str, Any]], str]:
+        command = ["simulate", study, "--tapes", tapes, "--json", *options]
+        code = costeer.run([str(word) for word in command])
+        out, err = capsys.readouterr()
+        return code, json.loads(out.splitlines()[-1])["rows"] if out else [], err
+
+    code, recorded, _ = simulate()
+    assert (code, len(list(tapes.glob("*.tape")))) == (0, 1)
+    assert simulate()[1] == recorded
+    shutil.rmtree(cloud)
+    code, offline, _ = simulate("--offline")
+    assert (code, offline) == (0, recorded)
+    code, slow, _ = simulate("--offline", "--set", "network.profile=slow-4g")
+    assert slow[0]["tokens"] == recorded[0]["tokens"]
+    assert slow[0]["token_ms_p50"] > recorded[0]["token_ms_p50"]
+    code, _, err = simulate("--offline", "--set", "answer.method=costeer")
+    assert (code, "the answer leaves the recorded path at position" in err) == (2, True)
+    code, _, err = simulate("--offline", "--set", "case.query=Where?")
+    assert (code, "no answer to this question was recorded" in err) == (2, True)
+    assert costeer.run(["simulate", str(study), "--offline"]) == 2
+    assert "there is nothing to replay" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

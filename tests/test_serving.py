@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from cloud_sim.net.catalogue import network
 from cloud_sim.net.links import ConstantDelay, Link
 from cloud_sim.net.rates import ConstantRate
 from cloud_sim.net.streams import stream
+from cloud_sim.sim.arrivals import poisson, recorded
 from cloud_sim.sim.costs import DeviceCosts
-from cloud_sim.sim.fleet import FleetResult, capacity, fleet, made_up_replays, poisson
+from cloud_sim.sim.exchange import Exchange
+from cloud_sim.sim.fleet import FleetResult, capacity, fleet, made_up_replays
 from cloud_sim.sim.roofline import Roofline
 from cloud_sim.sim.serving import Batching, Serving
-from cloud_sim.sim.simulate import Exchange
 from cloud_sim.sim.waiting import Clock, Process
+from edge_runtime.errors import SpecError
 from edge_runtime.schedules.actions import Load
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
@@ -133,6 +136,33 @@ def test_every_request_is_served_once_whatever_the_limits(
     assert not engine._held
 
 
+def test_a_long_prompt_goes_in_between_the_others_steps() -> None:
+    """1,000 tokens of prompt in chunks of 100: a session that decodes is in every pass."""
+    env = Clock()
+    engine = Serving(env, Roofline(1.0, 0.0, 0.0, 0.01), Batching(rows=8, chunk_tokens=100))
+    steps: list[float] = []
+    prompt: list[float] = []
+
+    def decodes() -> Generator[Any, Any, None]:
+        for past in range(12):
+            queued, computed = yield from asked(env, engine, "steps", Load(tokens=1, past=past))
+            steps.append(queued + computed)
+
+    def asks() -> Generator[Any, Any, None]:
+        yield env.timeout(0.5)
+        yield from asked(env, engine, "prompt", Load(tokens=1000))
+        prompt.append(env.now)
+
+    env.process(decodes())
+    env.process(asks())
+    env.run()
+    # A pass of 1 ms and 98 tokens beyond the first of each; a step may have to wait for one more.
+    assert max(steps) < 2 * (1 + 0.98) + 1e-9
+    assert engine.totals.rows > 20, "both were in the passes together"
+    # After the pass that was under way, ten with 99 tokens of the prompt and one with the last ten.
+    assert prompt[0] == pytest.approx(1 + 10 * 1.98 + 1.09)
+
+
 def test_an_evicted_session_pays_for_its_cache_again() -> None:
     def busy_ms(kv: int | None) -> tuple[float, int]:
         env = Clock()
@@ -188,6 +218,23 @@ def test_adding_a_device_leaves_the_others_draws_as_they_were() -> None:
     few, more = small_fleet(10, 4), small_fleet(11, 4)
     # The eleventh answers last; a device that ended before it came saw nothing of it.
     assert more.ttft_ms[0] == few.ttft_ms[0]
+
+
+def test_arrivals_are_read_from_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "arrivals.txt"
+    log.write_text("100.5\n100.5\n\n102\n")
+    assert recorded(log) == [0.0, 0.0, 1500.0]
+    for text, said in (
+        ("1\nx\n", r"arrivals\.txt, line 2: not a number of seconds \(got 'x'\)"),
+        ("2\n1\n", r"arrivals\.txt, line 2: a time before the one above it \(got 1 s\)"),
+        ("nan\n", r"arrivals\.txt, line 1: a time that cannot be"),
+        ("\n", r"arrivals\.txt: there are no arrivals in it"),
+    ):
+        log.write_text(text)
+        with pytest.raises(SpecError, match=said):
+            recorded(log)
+    with pytest.raises(SpecError, match="the arrivals cannot be read"):
+        recorded(tmp_path / "none")
 
 
 def test_capacity_finds_the_knee() -> None:

@@ -17,12 +17,12 @@ from benchmarks.live_schedules import between_passes
 from benchmarks.recorded_server import Pass
 from cloud_sim.cli_validate import BEGIN, END, page, table
 from cloud_sim.net.links import ConstantDelay, Link
+from cloud_sim.net.made_traces import convert, markov
 from cloud_sim.net.rates import ConstantRate
 from cloud_sim.net.shaper import shaped
 from cloud_sim.net.streams import stream
-from cloud_sim.net.traces import convert, markov
 from cloud_sim.net.transport import TCP
-from cloud_sim.sim.simulate import Host
+from cloud_sim.sim.exchange import Host
 from cloud_sim.sim.validate import CLOUD, Scenario, figures, measured, scenarios, simulated
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import costeer
 from cloud_sim.net import traces
 from cloud_sim.net.catalogue import network
+from cloud_sim.net.made_traces import convert, markov
 from cloud_sim.net.streams import stream
 from edge_runtime.errors import SpecError, UsageError
 
@@ -64,7 +65,7 @@ def test_a_rate_becomes_opportunities_that_carry_its_bytes(
     assert again.total_bytes == pytest.approx(trace.total_bytes)
     if trace.total_bytes < 1500:
         return
-    packets = traces.convert(trace, "mahimahi")
+    packets = convert(trace, "mahimahi")
     assert -1e-5 < trace.total_bytes - packets.total_bytes < 1500.001
     # Saturated, the opportunities deliver within one loop exactly what they stand for.
     rate = packets.as_rate()
@@ -76,19 +77,47 @@ def test_a_rate_becomes_opportunities_that_carry_its_bytes(
 
 
 def test_the_made_trace_has_the_stated_mean_and_replays_in_every_form(tmp_path: Path) -> None:
-    made = traces.markov([2, 8, 20], 3000, 3_000_000, stream(1, "t"))
+    made = markov([2, 8, 20], 3000, 3_000_000, stream(1, "t"))
     assert made.total_bytes * 8e-3 / made.period_ms == pytest.approx(9.5, rel=0.1)  # 1:2:1
-    short = traces.markov([2, 8], 1000, 20_000, stream(2, "t"))
+    short = markov([2, 8], 1000, 20_000, stream(2, "t"))
     for form in ("rate", "mahimahi"):
         path = tmp_path / f"{form}.trace"
-        path.write_text(traces.convert(short, form).text())
+        path.write_text(convert(short, form).text())
         profile = network("lte").path.read_text()
         own = profile.replace("mbps = 12", f'trace = "{form}.trace"')
         (tmp_path / "own.toml").write_text(own)
         up, down = network(str(tmp_path / "own.toml")).links(0)
         assert up.send(0.0, 1500) == pytest.approx(down.send(0.0, 1500))
+    trips = markov([20, 60], 1000, 20_000, stream(3, "t"), form="rtt")
+    (tmp_path / "rtt.csv").write_text(trips.text())
+    (tmp_path / "own.toml").write_text(
+        network("lte").path.read_text().replace("ms = 35", 'trace = "rtt.csv"')
+    )
+    up, down = network(str(tmp_path / "own.toml")).links(0)
+    for at in (0.0, 5_000.0, 25_000.0):  # the last in the second loop
+        sample = trips.values[int(at % trips.period_ms / 100)]
+        assert up.send(at, 10) - at == pytest.approx(sample / 2 + 8 * 10 / 12e3, abs=1e-6)
     with pytest.raises(UsageError, match="there is no way from rate to rtt"):
-        traces.convert(short, "rtt")
+        convert(short, "rtt")
+
+
+def test_devices_of_a_fleet_begin_a_trace_each_at_its_own_place(tmp_path: Path) -> None:
+    made = markov([2, 8, 20], 1000, 60_000, stream(4, "t"))
+    (tmp_path / "rate.trace").write_text(made.text())
+    own = tmp_path / "own.toml"
+    own.write_text(network("lte").path.read_text().replace("mbps = 12", 'trace = "rate.trace"'))
+    profile = network(str(own))
+
+    def arrives(*names: str | int, **more: bool) -> tuple[float, float]:
+        up, down = profile.links(1, *names, **more)
+        return up.send(0.0, 100_000), down.send(0.0, 100_000)
+
+    there = [arrives("device", n, elsewhere=True) for n in range(20)]
+    assert len(set(there)) == 20
+    assert all(up == down for up, down in there)  # one place for both directions' same trace
+    assert there[3] == arrives("device", 3, elsewhere=True)
+    assert arrives("device", 3) == arrives("device", 4)  # alone, a run begins where it is told to
+    assert network("lte").links(1, elsewhere=True)[0].send(0.0, 1500) == 18.5
 
 
 def test_gzip_is_read_and_a_broken_one_refused(tmp_path: Path) -> None:
@@ -133,6 +162,15 @@ def test_the_trace_verb_makes_converts_and_tells(
     assert json.loads(out)["bytes"] == pytest.approx(traces.read(made).total_bytes)
     code, _, err = run(capsys, "trace", "info", tmp_path / "none")
     assert (code, "no such trace file" in err) == (2, True)
+    trips = tmp_path / "trips.csv"
+    means = ("--form", "rtt", "--rtt-ms", "30,90", "--seconds", 600)
+    code, out, _ = run(capsys, "trace", "make", trips, *means, "--json")
+    told = json.loads(out)
+    assert (code, told["form"]) == (0, "rtt")
+    assert 30 < told["rtt_ms_p50"] < 90 < told["rtt_ms_p95"]
+    assert traces.read(trips).info()["samples"] == 6000
+    code, _, err = run(capsys, "trace", "make", trips, "--form", "rtt", "--rtt-ms", "0")
+    assert (code, "--rtt-ms: not a list of round trips (got 0" in err) == (2, True)
     code, _, err = run(capsys, "trace", "make", made, "--mbps", "a,b")
     assert (code, made.read_bytes()) == (2, first)
     assert "not a list of rates (got a,b" in err

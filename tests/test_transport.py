@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from cloud_sim.net.impairments import GilbertElliott, random_loss
 from cloud_sim.net.links import ConstantDelay, Link
 from cloud_sim.net.rates import ConstantRate
+from cloud_sim.net.sender import Stream
 from cloud_sim.net.streams import stream
-from cloud_sim.net.transport import QUIC, TCP, Stream, Transport
+from cloud_sim.net.transport import QUIC, TCP, Transport
 
 
 class Clock:
@@ -96,14 +97,110 @@ def test_the_first_packet_has_no_estimate_to_go_by() -> None:
 def test_a_loss_that_others_outrun_is_noticed_a_round_trip_later() -> None:
     clock, sender = lines(TCP, 2)
     seen = deliver(clock, sender, [*WARM, (201.0, 100)])
-    # Its ack is back at 241, a quarter of a round trip later it is sent again, and half a round
-    # trip later it is there; the fourth message had to wait for it.
-    assert seen[2:] == [(2, pytest.approx(271, abs=1e-2)), (3, pytest.approx(271, abs=1e-2))]
+    # Its ack is back at 241; at 250 the lost one is a round trip and a quarter old and is sent
+    # again, and half a round trip later it is there; the fourth message had to wait for it.
+    assert seen[2:] == [(2, pytest.approx(270, abs=1e-2)), (3, pytest.approx(270, abs=1e-2))]
     assert sender.retransmissions == 1
     clock, sender = lines(QUIC, 2)
     seen = deliver(clock, sender, [*WARM, (201.0, 100)])
     assert seen[2] == (3, pytest.approx(221, abs=1e-2))  # no head-of-line blocking
-    assert seen[3] == (2, pytest.approx(241 + 5 + 20, abs=1e-2))
+    assert seen[3] == (2, pytest.approx(200 + 45 + 20, abs=1e-2))
+
+
+@pytest.mark.parametrize(
+    ("later", "there"),
+    [
+        # Old enough when the ack comes (RFC 8985, 6.2): sent again at once.
+        ([(230.0, 100)], 270 + 20),
+        ([(212.0 + 12 * i, 100) for i in range(6)], 252 + 20),
+        # Three acks settle it before that (RFC 8985, 6.2: DupThresh).
+        ([(201.0, 100)] * 3, 241 + 20),
+        ([(201.0, 100)] * 2, 250 + 20),
+    ],
+)
+def test_later_acks_tell_by_the_lost_one_s_age_or_by_their_number(
+    later: list[tuple[float, int]], there: float
+) -> None:
+    """As the kernel's TCP does: benchmarks/kernel_tcp.py."""
+    clock, sender = lines(TCP, 2)
+    seen = dict(deliver(clock, sender, [*WARM, *later]))
+    assert seen[2] == pytest.approx(there, abs=2e-2)
+    assert sender.retransmissions == 1
+
+
+@pytest.mark.parametrize(
+    ("lost", "there"),
+    [
+        ((0,), 40 + 20),  # the third ack
+        # The others' acks start the timer again; one segment is left: RTO is first.
+        ((5,), 40 + 240 + 20),
+        # Two are left: 2 SRTT + 2 ms. The probe is the last one, its ack tells of the other.
+        ((4, 5), 40 + 82 + 40 + 20),
+        # One, then two, then two more: beginning at what is in flight and one more.
+        ((0, 1, 2, 3, 4, 5), 82 + 40 + 40 + 40 + 20),
+    ],
+)
+def test_a_burst_is_mended_as_a_kernel_mends_it(lost: tuple[int, ...], there: float) -> None:
+    """Six segments; the arithmetic is RFC 8985's, and benchmarks/kernel_tcp.py measures it."""
+    clock, sender = lines(TCP.plain(), *(20 + n for n in lost))
+    warm = [(100.0 * i, 100) for i in range(20)]
+    seen = deliver(clock, sender, [*warm, (2000.0, 6 * 1448 - 4)])
+    assert seen[-1] == (20, pytest.approx(2000 + there, abs=0.1))
+    assert sender.retransmissions == len(lost)
+
+
+def test_the_timer_starts_again_when_what_was_sent_before_is_acknowledged() -> None:
+    """RFC 6298, 5.3. A round trip of 150 ms, messages 100 ms apart."""
+    clock, sender = lines(TCP, 20, rtt=150)
+    seen = deliver(clock, sender, [(100.0 * i, 100) for i in range(21)])
+    # The message before is acknowledged at 2050; RTO = 150 + 200.
+    assert seen[-1] == (20, pytest.approx(2050 + 350 + 75, abs=0.5))
+
+
+def test_a_full_queue_slows_the_sender_down_and_no_more() -> None:
+    """200 segments at 10 Mbit/s take 240 ms; the kernel takes 320 to 360 with this queue."""
+    clock = Clock()
+    link = Link(ConstantRate(1e7), ConstantDelay(20), queue_bytes=30_000)
+    sender = Stream(link, Link(ConstantRate(1e7), ConstantDelay(20)), TCP.plain(), clock)
+    ((_, there),) = deliver(clock, sender, [(0.0, 200 * 1448 - 10)])
+    assert 260 < there < 420
+    assert 0 < sender.retransmissions == link.dropped_packets < 40
+
+
+def test_losses_of_one_flight_halve_the_window_once() -> None:
+    """Ten segments of which four are lost leave five, not one."""
+    clock, sender = lines(QUIC, 0, 2, 4, 6)
+    deliver(clock, sender, [(0.0, 10 * 1200)])
+    assert sender._window.segments == pytest.approx(5, abs=1)
+
+
+def test_a_thin_stream_does_not_open_the_window() -> None:
+    """RFC 7661: what was never in flight has not been tried."""
+    clock, sender = lines(TCP.plain())
+    warm = [(100.0 * i, 100) for i in range(50)]
+    seen = deliver(clock, sender, [*warm, (5000.0, 31 * 1448 - 10)])
+    assert seen[-1] == (50, pytest.approx(5000 + 100, abs=0.1))  # 10, 20, 1
+
+
+def test_after_a_loss_the_window_grows_by_a_segment_a_round_trip() -> None:
+    clock, sender = lines(TCP.plain(), 0)
+    deliver(clock, sender, [(0.0, 45 * 1448)])
+    # Ten, half of it, and 5 + 6 + 7 + 8 + 9 = 35 in five round trips more.
+    assert 8 <= sender._window.segments <= 10
+
+
+def test_a_lost_opening_waits_one_second_then_two_then_four() -> None:
+    """RFC 6298, 2.1 and 5.5, as Linux sends SYN again after 1, 3 and 7 s."""
+    for transport in (TCP, QUIC):
+        clock, sender = lines(transport, 0, 1, 2)
+        assert deliver(clock, sender, [(0.0, 0)]) == [(0, pytest.approx(7020, abs=1e-2))]
+
+
+def test_an_open_connection_knows_its_round_trip() -> None:
+    clock, sender = lines(TCP, 0)
+    sender.opened()
+    # One sample: SRTT 40, RTTVAR 20, so RTO = 40 + 200 comes before 2 SRTT + 200.
+    assert deliver(clock, sender, [(0.0, 10)]) == [(0, pytest.approx(260, abs=1e-3))]
 
 
 def test_a_large_message_needs_rounds_of_a_growing_window() -> None:

@@ -48,14 +48,38 @@ class Network:
         order = ("assumed", "published", "measured")
         return next(name for name in order if name in origins)
 
-    def links(self, seed: int, *names: str | int) -> tuple[Link, Link]:
-        """A fresh uplink and downlink; `names` tell one device's streams from another's."""
+    def links(self, seed: int, *names: str | int, elsewhere: bool = False) -> tuple[Link, Link]:
+        """A fresh uplink and downlink; `names` tell one device's streams from another's.
+
+        `elsewhere`: a trace begins at a place of the device's own (the same in all its traces), so
+        that not all devices of a fleet see the same fade at the same time.
+        """
+        if elsewhere and self._traced:
+            return self._shifted(float(stream(seed, *names, "trace").random())).links(seed, *names)
         file = self.file
         radio = Radio(file.radio.idle_ms, file.radio.wake_ms) if file.radio else None
         return (
             self._link(file.uplink, radio, seed, *names, "uplink"),
             self._link(file.downlink, radio, seed, *names, "downlink"),
         )
+
+    @property
+    def _traced(self) -> bool:
+        file = self.file
+        return any(t.trace for t in (file.round_trip, file.uplink, file.downlink))
+
+    def _shifted(self, share: float) -> Network:
+        """The same network, its traces begun later by that share of the longest."""
+        file = self.file
+        parts: tuple[RoundTrip | Direction, ...] = (file.round_trip, file.uplink, file.downlink)
+        shift_ms = share * max(
+            _trace(self.path.parent / part.trace).period_ms for part in parts if part.trace
+        )
+        moved = {
+            name: part.model_copy(update={"offset_ms": part.offset_ms + shift_ms})
+            for name, part in zip(("round_trip", "uplink", "downlink"), parts, strict=True)
+        }
+        return replace(self, file=file.model_copy(update=moved))
 
     def _link(
         self, direction: Direction, radio: Radio | None, seed: int, *names: str | int

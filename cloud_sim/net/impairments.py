@@ -82,6 +82,7 @@ class Jitter:
 class GilbertElliott:
     """Loss with bursts: a two-state chain that moves once a packet (Gilbert 1960, Elliott 1963).
 
+    It begins in its long-run distribution, so that short runs lose the stated share on average too.
     `random_loss` is the one-state case. Not modelled: a chain that moves with time; for a thin
     stream, seconds of silence are an `Outages`.
 
@@ -104,13 +105,18 @@ class GilbertElliott:
         self._leave = (to_bad, to_good)
         self._loss = (loss_good, loss_bad)
         self._uniforms = uniforms(generator)
-        self._bad = 0
+        self._bad = int(next(self._uniforms) < self._bad_share) if to_bad else 0
+
+    @property
+    def _bad_share(self) -> float:
+        """Long-run share of packets sent in the bad state."""
+        to_bad, to_good = self._leave
+        return to_bad / (to_bad + to_good) if to_bad else 0.0
 
     @property
     def mean_loss(self) -> float:
         """Long-run share of packets lost."""
-        to_bad, to_good = self._leave
-        bad = to_bad / (to_bad + to_good) if to_bad else 0.0
+        bad = self._bad_share
         return bad * self._loss[1] + (1 - bad) * self._loss[0]
 
     def lost(self) -> bool:
@@ -126,7 +132,13 @@ def random_loss(rate: float, generator: np.random.Generator) -> GilbertElliott:
 
 
 def bursty_loss(rate: float, burst: float, generator: np.random.Generator) -> GilbertElliott:
-    """A share `rate` of packets is lost, in bursts of `burst` packets on average."""
+    """A share `rate` of packets is lost, in bursts of `burst` packets on average.
+
+    1: independent losses, whose bursts have a mean of 1 / (1 - rate); a smaller mean than that is
+    not to be had by chance, and the profiles' schema refuses it.
+    """
+    if burst == 1:
+        return random_loss(rate, generator)
     to_good = 1 / burst
     return GilbertElliott(rate * to_good / (1 - rate), to_good, generator)
 

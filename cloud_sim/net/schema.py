@@ -64,12 +64,30 @@ class JitterTable(Sourced):
     sd_ms: NotNegative
     correlation_ms: NotNegative = 0.0
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.distribution in ("lognormal", "pareto") and self.mean_ms == 0:
+            raise ValueError(f"a {self.distribution} delay needs a mean_ms above 0")
+        if self.distribution == "pareto" and self.sd_ms < self.mean_ms:
+            raise ValueError("a pareto delay has an sd_ms of at least its mean_ms")
+        return self
+
 
 class LossTable(Sourced):
     """Share of packets lost, in bursts of `burst` packets on average (1: independent)."""
 
     rate: Share
     burst: Annotated[float, Field(ge=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        by_chance = 1 / (1 - self.rate)
+        if 1 < self.burst < by_chance:
+            raise ValueError(
+                f"losses that are independent come in bursts of {by_chance:.3g} on average, "
+                "so burst is 1 (independent) or at least that"
+            )
+        return self
 
 
 class RadioTable(Sourced):

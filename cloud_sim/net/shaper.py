@@ -24,7 +24,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from cloud_sim.net.links import Link
-from cloud_sim.net.transport import Stream, Transport
+from cloud_sim.net.sender import Stream
+from cloud_sim.net.transport import Transport
 from edge_runtime import timing
 from edge_runtime.errors import EnvironmentFailure
 

@@ -5,8 +5,8 @@
     rate       CSV `t_ms,rate_mbps` with a header, or two bare columns `seconds Mbit/s`
     rtt        CSV with columns `t_ms` and `rtt_ms`, further columns ignored
 
-A trace becomes a link's `Rate` or `Delay` with `as_rate` and `as_delay`. `convert` writes a trace
-in another form; opportunities and rates carry the same bytes over a loop up to one opportunity.
+A trace becomes a link's `Rate` or `Delay` with `as_rate` and `as_delay`. `made_traces` makes them,
+and turns one form into another.
 """
 
 from __future__ import annotations
@@ -242,64 +242,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def convert(trace: Trace, form: Form, *, step_ms: float = 100.0) -> Trace:
-    """`trace` in another form. Raises `UsageError` where there is no such conversion.
-
-    mahimahi to rate: the mean of each `step_ms`. rate to mahimahi: an opportunity at the whole
-    millisecond by which 1,500 more bytes could have left; what is left at the loop's end is lost.
-    """
-    if trace.form == form:
-        return trace
-    if (trace.form, form) == ("mahimahi", "rate"):
-        rates = tuple(float(rate) for rate in trace.mbps(step_ms))
-        starts = tuple(step_ms * i for i in range(len(rates)))
-        return Trace("rate", starts, rates, trace.period_ms)
-    if (trace.form, form) == ("rate", "mahimahi"):
-        edges = np.array([*trace.times_ms, trace.period_ms])
-        sums = np.concatenate([[0], np.cumsum(np.diff(edges) * np.array(trace.values) * 125)])
-        marks = np.arange(1, int(sums[-1] / OPPORTUNITY_BYTES + 1e-9) + 1) * OPPORTUNITY_BYTES
-        marks = np.minimum(marks, sums[-1])  # the last may be beyond by a rounding of the sum
-        # A pause makes the sum flat, and interp wants it ascending: take the earliest instant.
-        at = np.searchsorted(sums, marks, side="left")
-        share = (marks - sums[at - 1]) / (sums[at] - sums[at - 1])
-        times = np.ceil(edges[at - 1] + share * (edges[at] - edges[at - 1]) - 1e-9)
-        if not len(times) or times[-1] == 0:
-            raise UsageError("trace", "the rate is too low for one opportunity in the whole trace")
-        return Trace("mahimahi", tuple(times.tolist()), (), float(times[-1]))
-    raise UsageError(
-        "trace",
-        f"there is no way from {trace.form} to {form}",
-        allowed="mahimahi to rate, rate to mahimahi",
-    )
-
-
-def markov(
-    means_mbps: Sequence[float],
-    stay_ms: float,
-    duration_ms: float,
-    generator: np.random.Generator,
-    *,
-    spread: float = 0.2,
-    step_ms: float = 100.0,
-) -> Trace:
-    """A made-up rate trace: a chain over states, each with its mean rate.
-
-    A state lasts an exponential time of mean `stay_ms`, then moves to a neighbour (birth and
-    death); in it, every `step_ms` the rate is lognormal around the state's mean with the relative
-    standard deviation `spread`. Its long-run mean is the mean of `means_mbps` weighted by how often
-    the chain is in each: inner states twice as often as the two ends.
-    """
-    steps = max(1, math.ceil(duration_ms / step_ms))
-    switch = 1 - math.exp(-step_ms / stay_ms)
-    sigma = math.sqrt(math.log(1 + spread * spread))
-    state = int(generator.integers(len(means_mbps)))
-    rates = []
-    for _ in range(steps):
-        noise = math.exp(sigma * float(generator.standard_normal()) - sigma * sigma / 2)
-        rates.append(means_mbps[state] * noise)
-        if generator.random() < switch and len(means_mbps) > 1:
-            up = state == 0 or (state < len(means_mbps) - 1 and generator.random() < 0.5)
-            state += 1 if up else -1
-    return Trace("rate", tuple(step_ms * i for i in range(steps)), tuple(rates), steps * step_ms)

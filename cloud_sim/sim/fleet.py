@@ -2,9 +2,9 @@
 
 Every device runs the real schedule against the real session over links of its own; what the models
 say comes from tapes, recorded or made up from token statistics (`made_up`). Devices draw their
-weather and their tape from streams named by their number: adding one leaves the others as they
-were. A transcript is folded into arrays when its answer ends, so memory goes with the devices that
-are answering, not with those that have.
+weather, their place in a trace and their tape from streams named by their number: adding one leaves
+the others as they were. A transcript is folded into arrays when its answer ends, so memory goes
+with the devices that are answering, not with those that have.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import numpy as np
 from cloud_sim.net.catalogue import Network
 from cloud_sim.net.streams import stream
 from cloud_sim.sim.costs import DeviceCosts
+from cloud_sim.sim.exchange import Exchange
 from cloud_sim.sim.replay import Replay
 from cloud_sim.sim.roofline import Roofline
 from cloud_sim.sim.serving import STANDARD, Batching, Serving, Totals
-from cloud_sim.sim.simulate import Exchange
 from cloud_sim.sim.tape import Tape, child
 from cloud_sim.sim.waiting import Clock
 from edge_runtime.policy import Device
@@ -107,12 +107,6 @@ class _Fold:
         self.resent += int(transcript.counters["retransmissions"])
 
 
-def poisson(devices: int, per_s: float, seed: int) -> list[float]:
-    """Arrival times (ms) of `devices` answers, `per_s` a second on average."""
-    gaps = stream(seed, "arrivals").exponential(1e3 / per_s, devices)
-    return [float(t) for t in np.cumsum(gaps)]
-
-
 def fleet(
     arrivals_ms: Iterable[float],
     replays: Sequence[Replay],
@@ -134,7 +128,7 @@ def fleet(
 
     def begin(number: int) -> None:
         replay = replays[int(stream(seed, "tape", number).integers(len(replays)))]
-        up, down = network.links(seed, "device", number)
+        up, down = network.links(seed, "device", number, elsewhere=True)
         exchange = Exchange(
             clock,
             schedule(replay.device(), replay.request(max_tokens)),

@@ -31,6 +31,9 @@ HEAD_SHARE = 0.2
 PREFILL_OVER_DECODE = 5.0
 """Prefill tokens/s over decode tokens/s where only decode is published (3 to 8 where both are)."""
 
+MEMORY_SHARE = 0.9
+"""Of a GPU's memory, what weights, keys and values may take (vLLM's default)."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceProfile:
@@ -110,6 +113,19 @@ class CloudProfile:
     def roofline(self) -> Roofline:
         """Step times for any batch."""
         return roofline(self.file)
+
+    def kv_tokens(self) -> int:
+        """Tokens whose keys and values fit beside the weights."""
+        file = self.file
+        room_gb = MEMORY_SHARE * file.gpu.memory_gb - file.model.weights_gb
+        if room_gb <= 0:
+            raise SpecError(
+                str(self.path),
+                "the model does not fit on the GPU",
+                got=f"{file.model.weights_gb:g} GB of weights",
+                allowed=f"under {MEMORY_SHARE * file.gpu.memory_gb:g} GB",
+            )
+        return int(room_gb * 1e6 / file.model.kv_kb_per_token)
 
     def costs(self) -> CloudCosts:
         """What a pass costs a session that is alone on this cloud."""

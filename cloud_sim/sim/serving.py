@@ -1,6 +1,6 @@
 """One GPU (or group) that serves many sessions by continuous batching, in virtual time.
 
-    waiting ──▶ [ pass: who waits first; guesses only if nobody else does; prompts in chunks ] ──▶
+    waiting ──▶ [ pass: who waits first; guesses if there is room; prompts in chunks between ] ──▶
                   time = roofline(rows, cached tokens, prompt tokens)
 
 A session's keys and values stay in memory while it waits for its device. When a session needs
@@ -138,7 +138,8 @@ class Serving:
         self._soon()
 
     def _choose(self) -> list[tuple[_Job, int]]:
-        """Who is in the next pass, and with how many new tokens: first come, first served."""
+        """Who is in the next pass, and with how many new tokens: first come, first served, but a
+        prompt takes what the steps behind it leave."""
         batching = self._batching
         room = batching.chunk_tokens or 1 << 60
         rows = 0
@@ -151,11 +152,17 @@ class Serving:
                 if not self._hold(job, alone=not chosen):
                     break
                 queue.popleft()
-                new = min(job.left, room)
+                steps = 0 if job.left <= job.load.rows else self._steps(batching.rows - rows)
+                new = min(job.left, max(1, room - steps))
                 chosen.append((job, new))
                 rows += job.load.rows
                 room -= new
         return chosen
+
+    def _steps(self, rows: int) -> int:
+        """Tokens of a pass that a prompt leaves to those who wait for one step behind it."""
+        steps = (job.load.rows for job in self._waiting if job.left <= job.load.rows)
+        return min(rows, sum(steps))
 
     def _hold(self, job: _Job, *, alone: bool) -> bool:
         """Memory for the job's tokens, if need be by evicting others.

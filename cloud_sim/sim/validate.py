@@ -27,11 +27,11 @@ from cloud_sim.net.streams import stream
 from cloud_sim.net.traces import Trace
 from cloud_sim.net.transport import TCP
 from cloud_sim.sim.costs import DeviceCosts
+from cloud_sim.sim.exchange import NO_HOST, Exchange, Host
 from cloud_sim.sim.fleet import made_up
 from cloud_sim.sim.replay import Replay, TapeCloud
 from cloud_sim.sim.roofline import Roofline
 from cloud_sim.sim.serving import Batching, Serving
-from cloud_sim.sim.simulate import NO_HOST, Exchange, Host
 from cloud_sim.sim.waiting import Clock
 from edge_runtime.connections.websocket import answer
 from edge_runtime.schedules.actions import Compute, Finish, Schedule
