@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,32 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UsageError, match=r"pickles.*--allow-pickle"):
         export_bundle(str(folder), tmp_path / "out")
+
+
+def test_a_hub_model_of_pickles_alone_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").unlink()  # as it looks when pickles were not downloaded
+    monkeypatch.setattr("export.sources._download", lambda model, allow_pickle: folder)
+    with pytest.raises(UsageError, match=r"no weights.*Pickled ones need --allow-pickle"):
+        export_bundle("some/model", tmp_path / "out")
+
+
+def test_allowed_pickles_are_read_where_there_is_nothing_else(
+    tiny_model_dir: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    both = shutil.copytree(tiny_model_dir, tmp_path / "tiny-llama")
+    export_bundle(str(both), tmp_path / "safe", verify=False, allow_pickle=True)
+    torch.save(load_file(both / "model.safetensors"), both / "pytorch_model.bin")
+    (both / "model.safetensors").unlink()
+    export_bundle(str(both), tmp_path / "pickled", verify=False, allow_pickle=True)
+    for made in ("safe", "pickled"):
+        weights = (tmp_path / made / "weights.bin").read_bytes()
+        assert weights == (tiny_bundle.path / "weights.bin").read_bytes()
 
 
 @pytest.mark.parametrize("model", ["smollm9", "/nowhere/at/all", "not a model"])
