@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import BudgetExceeded, UsageError
-from export.pipeline import admit, export_bundle
+from export.admission import Needs, admit, npu_needs
+from export.pipeline import export_bundle
 from export.quantize import LEVELS
 from export.recipes import RECIPES
 from tests.tiny import VOCABULARY_SIZE, write_model
@@ -227,10 +228,14 @@ def test_two_terms_are_as_precise_as_fourteen_bits(seed: int, size: float) -> No
     assert np.abs(x - step * (first + second / (2 * LEVELS))).max() <= step / (4 * LEVELS) * 1.001
 
 
-def test_what_memory_or_disk_cannot_hold_is_refused_before_the_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "needs", [Needs(10**15, 0), Needs(0, 10**15), npu_needs(10**14)], ids=["disk", "memory", "npu"]
+)
+def test_what_memory_or_disk_cannot_hold_is_refused_before_the_work(
+    needs: Needs, tmp_path: Path
+) -> None:
     with pytest.raises(BudgetExceeded, match=r"GB (free|available); allowed"):
-        admit(10**13, RECIPES["cpu-int8"], tmp_path / "deep" / "out")
-    admit(10**6, RECIPES["cpu-int8"], tmp_path / "deep" / "out")
+        admit(needs, tmp_path / "deep" / "out")
     assert list(tmp_path.iterdir()) == []
 
 
