@@ -14,6 +14,7 @@ A bundle is written into a temporary folder beside its destination and renamed w
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -247,6 +248,11 @@ class BundleWriter:
     ) -> None:
         if kind is not None or not self._finished:
             shutil.rmtree(self.path, ignore_errors=True)
+            if _disk_was_full(error):
+                raise BundleError(
+                    str(self.out), "the disk filled up while the bundle was written",
+                    todo="Make room and export again; nothing was left behind",
+                ) from error  # fmt: skip
             return
         old = None
         if self.out.exists():
@@ -255,3 +261,12 @@ class BundleWriter:
         self.path.rename(self.out)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _disk_was_full(error: BaseException | None) -> bool:
+    if not isinstance(error, OSError):
+        return False
+    # numpy's tofile gives no number, only words.
+    words = ("not enough free space", "requested and")
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or any(part in str(error).lower() for part in words)

@@ -52,7 +52,7 @@ class Memory(_Part):
     """Size of weights.bin. Mapped from the file; packed once more by kernels that need it."""
     kv_bytes_per_token_per_row: int
     workspace_bytes: int
-    """Estimate for two rows and a prefill chunk of 128 tokens; the report has the measured peak."""
+    """Estimate for two rows and a prefill chunk of 64 tokens; the report has the measured peak."""
 
 
 class File(_Part):

@@ -122,6 +122,11 @@ class NpuBranches:
         """Tokens in the longer row, prompt included."""
         return max(self._lengths)
 
+    def load(self) -> None:
+        """Open all three graphs now; without this, each is opened when it is first used."""
+        for name in ("prefill", "decode", "head"):
+            self._session(name)
+
     def prefill(self, aware: Sequence[int], agnostic: Sequence[int], *, note: int = 0) -> None:
         """Begin an answer: both prompts, nothing after them.
 
@@ -189,9 +194,7 @@ class NpuBranches:
 
     def head(self, hidden: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Logits [2, V] of two hidden states [2, hidden]."""
-        (logits,) = self._session("head", self._npu.head).run(
-            ["logits"], {"hidden": hidden[:, None]}
-        )
+        (logits,) = self._session("head").run(["logits"], {"hidden": hidden[:, None]})
         return logits[:, 0].astype(np.float32)
 
     def _room(self, new: Sequence[int]) -> None:
@@ -212,11 +215,10 @@ class NpuBranches:
         done = 0
         while done < total:
             single = total - done == 1
-            name, graph = ("decode", self._npu.decode) if single else ("prefill", self._npu.prefill)
             sequence = 1 if single else self._npu.chunk
             part = [row[done : done + sequence] for row in rows]
             feeds = self._frame.inputs(self._embed, part, self._lengths, sequence) | self._kv
-            session = self._session(name, graph)
+            session = self._session("decode" if single else "prefill")
             names = [output.name for output in session.get_outputs()]
             outputs = dict(zip(names, session.run(names, feeds), strict=True))
             for row, new in enumerate(part):
@@ -249,9 +251,9 @@ class NpuBranches:
         self._lengths = [1, 1]
         return prompt[1:]
 
-    def _session(self, name: str, graph: NpuGraph) -> ort.InferenceSession:
+    def _session(self, name: str) -> ort.InferenceSession:
         if name not in self._sessions:
-            self._sessions[name] = self._open(graph)
+            self._sessions[name] = self._open(getattr(self._npu, name))
         return self._sessions[name]
 
     def _open(self, graph: NpuGraph) -> ort.InferenceSession:

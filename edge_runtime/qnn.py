@@ -34,6 +34,16 @@ def available() -> bool:
     return True
 
 
+def sdk_version() -> str:
+    """Version of Qualcomm's SDK (QAIRT) in the plugin, whose runtime a phone has to bring.
+
+    "unknown" where the plugin does not say.
+    """
+    from onnxruntime_qnn import build_and_package_info
+
+    return str(getattr(build_and_package_info, "qnn_version", "unknown"))
+
+
 def simulated() -> bool:
     """True where the plugin simulates HTP (x86_64) instead of driving one."""
     return platform.machine().lower() in ("x86_64", "amd64")

@@ -97,13 +97,22 @@ def verify(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read weights from pickles, which can run code.")
     ] = False,
+    simulate: Annotated[
+        int, typer.Option(help="NPU bundles: cases to run on the HTP simulator.", min=0)
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Compare a bundle with the float model it was made from, and update its report."""
     from export.pipeline import verify_existing
 
     with _progress() as tell:
-        made = verify_existing(bundle, against=against, allow_pickle=allow_pickle, progress=tell)
+        made = verify_existing(
+            bundle,
+            against=against,
+            allow_pickle=allow_pickle,
+            simulate_cases=simulate,
+            progress=tell,
+        )
     _result(made, as_json)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.errors import UsageError
+from edge_runtime.memory import rss_mb
 from edge_runtime.npu_manifest import ROWS, NpuGraph, NpuSection
 from export.npu_blocks import BLOCK, blocks_recipe
 from export.npu_compile import Compiled, compile_graph
@@ -72,6 +73,8 @@ class NpuBuild:
 
     section: NpuSection
     compiled: dict[str, Compiled]
+    peak_rss_mb: float
+    """The most that this process and a compiler beside it held together."""
 
 
 def build(
@@ -107,11 +110,14 @@ def build(
         )
     graphs = {name: NpuGraph(static=f"{name}.onnx") for name in ("prefill", "decode", "head")}
     compiled: dict[str, Compiled] = {}
+    peak = 0.0
     if options.compile:
         for name, graph in graphs.items():
             progress(f"compiling {name} for {options.soc.name} (HTP v{options.soc.architecture})")
+            held = rss_mb()
             made = compile_graph(folder / graph.static, folder / f"{name}_ctx.onnx", options.soc)
             compiled[name] = made
+            peak = max(peak, round(held + made.peak_rss_mb, 1))
             graphs[name] = graph.model_copy(
                 update={"context": made.context.name, "binary": made.binary.name}
             )
@@ -131,7 +137,7 @@ def build(
         "rope_scale": static.rope_scale,
         "coverage": {name: made.coverage for name, made in compiled.items()},
     }
-    return NpuBuild(NpuSection(**section), compiled)
+    return NpuBuild(NpuSection(**section), compiled, peak)
 
 
 def _write_blocks(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy.typing as npt
 
 from edge_runtime.errors import UsageError
+from export import graph
 
 Array = npt.NDArray[Any]
 
@@ -53,35 +54,45 @@ class StaticModel:
         return self.weights.get("lm_head.weight", self.embedding)
 
 
-def static_model(model: Any, *, layers: int | None = None) -> StaticModel:
-    """Take what the graph needs from a transformers causal model; `layers` keeps the first few.
-
-    Raises `UsageError` for a family whose block is not the one built here.
-    """
-    config = model.config
+def check_config(config: Any) -> None:
+    """Raise `UsageError`, before any weight is read, for a family whose block is not built here."""
+    on_cpu = graph.FAMILIES.keys() & set(config.architectures or [])
+    elsewhere = "Use --target cpu-int8 for this model" if on_cpu else ""
     if config.model_type not in FAMILIES or config.hidden_act != "silu":
         raise UsageError(
-            "export",
+            "--model",
             "the NPU graph is not written for this family",
             got=config.model_type,
             allowed=", ".join(FAMILIES),
-            todo="Use --target cpu-int8 for this model",
+            todo=elsewhere,
         )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise UsageError(
-            "export",
+            "--model",
             "the NPU graph has full attention only",
             got=", ".join(sorted(kinds)),
-            todo="Use --target cpu-int8 for this model",
+            todo=elsewhere,
         )
-    rotary = model.model.rotary_emb
-    if "dynamic" in rotary.rope_type or rotary.rope_type == "longrope":
+    scaling = getattr(config, "rope_scaling", None) or {}
+    rope = scaling.get("rope_type") or scaling.get("type") or "default"
+    if "dynamic" in rope or rope == "longrope":
         raise UsageError(
-            "export",
+            "--model",
             "rotary frequencies that change with the length cannot be made static",
-            got=rotary.rope_type,
+            got=rope,
+            todo=elsewhere,
         )
+
+
+def static_model(model: Any, *, layers: int | None = None) -> StaticModel:
+    """Take what the graph needs from a transformers causal model; `layers` keeps the first few.
+
+    Raises `UsageError` for a model that `check_config` refuses.
+    """
+    config = model.config
+    check_config(config)
+    rotary = model.model.rotary_emb
     kept = layers or config.num_hidden_layers
     outer = {f"model.layers.{index}." for index in range(kept)}
     weights = {

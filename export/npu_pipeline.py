@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.bundle import CHAT_TEMPLATE, REPORT, TOKENIZER, WEIGHTS, Bundle, BundleWriter
+from edge_runtime.bundle import CHAT_TEMPLATE, TOKENIZER, WEIGHTS, Bundle, BundleWriter
 from edge_runtime.errors import EnvironmentFailure, UsageError
 from edge_runtime.manifest import Manifest
-from edge_runtime.memory import peak_rss_mb
-from edge_runtime.qnn import available
+from edge_runtime.qnn import available, sdk_version
 from edge_runtime.text import Text
-from export.mobile import brief, usability
+from export.admission import admit, npu_needs
 from export.npu import NpuBuild, NpuOptions, build
 from export.npu_calibrate import shipped_prompts
-from export.npu_verify import verify_npu
-from export.pipeline import Exported, Progress, admit, manifest_for, took
+from export.npu_model import check_config
+from export.pipeline import Exported, manifest_for
 from export.recipes import Recipe
+from export.report import Progress, report_on, took, verdict, write_report
 from export.shipped import shipped_texts
 from export.sources import load_config, load_language, load_model, parameter_count, resolve
 from export.tied import share_table
-from export.verify import torch_reference
 
 KV_BYTES = 2
 """A key or value at the graphs' edge: fp16, or a 16-bit level."""
@@ -57,8 +55,8 @@ def export_npu(
     writer = BundleWriter(out, replace=replace)
     source = resolve(model, allow_pickle=allow_pickle, progress=progress)
     config = load_config(source)
-    chosen = Recipe(options.target, "", "block" if options.target == "npu-qnn" else "int8")
-    admit(parameter_count(source), chosen, writer.out)
+    check_config(config)
+    admit(npu_needs(parameter_count(source)), writer.out)
     if config.max_position_embeddings < options.past:
         raise UsageError(
             "--past",
@@ -85,24 +83,20 @@ def export_npu(
         # A phone holds the three binaries; onnxruntime elsewhere maps the static graphs' weights.
         binaries = sum(made.binary.stat().st_size for made in built.compiled.values())
         weights_bytes = max(binaries, (writer.path / WEIGHTS).stat().st_size)
-        manifest = manifest_for(source, chosen, config, language, weights_bytes, options.past)
+        recipe = Recipe(options.target, "", "block" if options.target == "npu-qnn" else "int8")
+        manifest = manifest_for(source, recipe, config, language, weights_bytes, options.past)
         manifest = writer.finish(_with_npu(manifest, built))
         report = None
         if verify:
-            report = verify_npu(
+            report = report_on(
                 Bundle(writer.path, manifest),
-                torch_reference(loaded),
+                loaded,
+                lambda what, done: tell(what, 0.6 + 0.35 * done),
                 simulate_cases=simulate_cases if options.compile else 0,
-                progress=lambda what, done: tell(what, 0.6 + 0.35 * done),
             )
-            report |= {"table": table, "mobile": brief(usability(Bundle(writer.path, manifest)))}
-            report |= took(began) | _costs(built)
-            manifest = manifest.model_copy(
-                update={
-                    "ready": report["ready"], "branches": report["branches"], "verified": True,
-                }
-            )  # fmt: skip
-            (writer.path / REPORT).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+            report |= {"table": table} | took(began) | _costs(built, report)
+            write_report(writer.path, report)
+            manifest = manifest.model_copy(update=verdict(report))
         tell("writing the manifest", 0.97)
         manifest = writer.finish(manifest)
     tell("done", 1.0)
@@ -127,6 +121,7 @@ def _with_npu(manifest: Manifest, built: NpuBuild) -> Manifest:
     libraries = dict(manifest.libraries)
     if built.compiled:
         libraries["onnxruntime-qnn"] = importlib.metadata.version("onnxruntime-qnn")
+        libraries["qairt"] = sdk_version()
     return manifest.model_copy(
         update={
             "npu": section.model_dump(mode="json"),
@@ -137,11 +132,11 @@ def _with_npu(manifest: Manifest, built: NpuBuild) -> Manifest:
     )
 
 
-def _costs(built: NpuBuild) -> dict[str, Any]:
+def _costs(built: NpuBuild, report: dict[str, Any]) -> dict[str, Any]:
+    """What compiling took; an export holds its model while the compiler runs beside it."""
+    compiled = built.compiled.items()
     return {
-        "compile_seconds": {name: made.seconds for name, made in built.compiled.items()},
-        "peak_rss_mb": max(
-            [peak_rss_mb(), *(made.peak_rss_mb for made in built.compiled.values())]
-        ),
-        "export_peak_rss_mb": round(peak_rss_mb(), 1),
+        "compile_seconds": {name: made.seconds for name, made in compiled},
+        "compiler_peak_rss_mb": {name: made.peak_rss_mb for name, made in compiled},
+        "export_peak_rss_mb": max(report["export_peak_rss_mb"], built.peak_rss_mb),
     }

@@ -172,6 +172,8 @@ def pass_marks(report: dict[str, Any], section: NpuSection) -> Marks:
     if section.recipe == "blocks":
         allowed = replace(allowed, kl=NPU_KL)
     marks = quality_marks(report, allowed)
+    # A graph of two rows cannot run them apart, as `branches: separate` asks of CPU targets.
+    marks["rows_bit_equal"] = at_least(int(report["rows_bit_equal"]), 1)
     if section.coverage:
         marks["nodes_on_htp"] = at_least(report["coverage"].get(HTP, 0.0), 1.0)
         marks["integer_matmuls"] = at_least(report["integer_matmuls"], 1)

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
-import os
-import resource
-import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +12,22 @@ from typing import Any
 from edge_runtime.bundle import (
     CHAT_TEMPLATE,
     MANIFEST,
-    REPORT,
     TOKENIZER,
     Bundle,
     BundleWriter,
     manifest_text,
     open_bundle,
 )
-from edge_runtime.errors import BudgetExceeded, UsageError
+from edge_runtime.errors import EnvironmentFailure, UsageError
 from edge_runtime.gguf_reading import read_once
 from edge_runtime.manifest import Architecture, Manifest, Memory, Source
-from edge_runtime.memory import peak_rss_mb
 from edge_runtime.text import Text
 from edge_runtime.vocabulary import fingerprint
 from edge_runtime.weights import ALIASES
+from export.admission import admit, cpu_needs
 from export.graph import embedding_weight, family_of, float_decoder, head_weight
-from export.probe import probe
 from export.recipes import DEFAULT_TARGET, Recipe, recipe
+from export.report import Progress, replace_text, report_on, took, verdict, write_report
 from export.shipped import shipped_texts
 from export.sources import (
     Language,
@@ -45,10 +39,7 @@ from export.sources import (
     resolve,
 )
 from export.tied import share_table
-from export.verify import torch_reference, verify_bundle
 from export.write import write_graphs
-
-Progress = Callable[[str, float], None]
 
 PREFILL_CHUNK = 64
 """Tokens a row and prefill call that the manifest's workspace estimate assumes."""
@@ -93,8 +84,7 @@ def export_bundle(
     writer = BundleWriter(out, replace=replace)
     source = resolve(model, allow_pickle=allow_pickle, progress=progress)
     family_of(load_config(source))
-    parameters = parameter_count(source)
-    admit(parameters, chosen, writer.out)
+    admit(cpu_needs(parameter_count(source), chosen), writer.out)
     tell("reading the model", 0.05)
     language = load_language(source)
     loaded = load_model(source)
@@ -109,11 +99,10 @@ def export_bundle(
         manifest = writer.finish(manifest)
         report = None
         if verify:
-            report = _report(Bundle(writer.path, manifest), loaded, tell)
+            report = report_on(Bundle(writer.path, manifest), loaded, _last_half(tell))
             report |= {"table": table} | took(began)
-            _write_report(writer.path, report)
-            verdict = _verdict(report)
-            manifest = writer.finish(manifest.model_copy(update=verdict))
+            write_report(writer.path, report)
+            manifest = writer.finish(manifest.model_copy(update=verdict(report)))
     tell("done", 1.0)
     return Exported(writer.out, manifest, report, time.monotonic() - began)
 
@@ -123,17 +112,27 @@ def verify_existing(
     *,
     against: str | None = None,
     allow_pickle: bool = False,
+    simulate_cases: int = 1,
     progress: Progress | None = None,
 ) -> Exported:
     """Verify the bundle at `path` (again) and update its report, `ready` and `branches`.
 
     `against` names the model it was made from; it may be left out for the embedded default and
-    for hub ids. Raises `UsageError` when it is missing or another model.
+    for hub ids. `simulate_cases`: of an NPU bundle, cases to run on the simulator. Raises
+    `UsageError` when the model is missing or another one, `EnvironmentFailure` when there is no
+    simulator.
     """
     tell = progress or (lambda what, done: None)
     began = time.monotonic()
     bundle = open_bundle(path, force=True)
     manifest = bundle.manifest
+    compiled = manifest.npu is not None and manifest.npu["decode"]["binary"]
+    if compiled and simulate_cases and not _simulator():
+        raise EnvironmentFailure(
+            "verify", "the NPU's simulator is not installed",
+            todo="Install it (x86_64 Linux) with: pip install 'costeer-edge[npu]', or verify on"
+            " the CPU provider alone with --simulate 0",
+        )  # fmt: skip
     known = manifest.source.name in ALIASES or manifest.source.kind == "hub"
     if against is None and not known:
         raise UsageError(
@@ -149,12 +148,11 @@ def verify_existing(
     tell("reading the model", 0.05)
     loaded = load_model(source)
     table = share_table(loaded, source, _texts(load_language(source)))
-    report = _report(bundle, loaded, tell)
+    report = report_on(bundle, loaded, _last_half(tell), simulate_cases=simulate_cases)
     report |= {"table": table} | took(began)
-    verdict = _verdict(report)
-    manifest = manifest.model_copy(update=verdict)
-    _write_report(bundle.path, report)
-    _replace_text(bundle.path / MANIFEST, manifest_text(manifest))
+    manifest = manifest.model_copy(update=verdict(report))
+    write_report(bundle.path, report)
+    replace_text(bundle.path / MANIFEST, manifest_text(manifest))
     tell("done", 1.0)
     return Exported(bundle.path, manifest, report, time.monotonic() - began)
 
@@ -171,78 +169,20 @@ def _write(folder: Path, model: Any, context: int, chosen: Recipe, tell: Progres
     return write_graphs(folder, decoder, head_weight(model), embedding_weight(model), chosen)
 
 
+def _simulator() -> bool:
+    from edge_runtime.qnn import available
+
+    return available()
+
+
+def _last_half(tell: Progress) -> Progress:
+    """The report's own progress, in the last half of the bar."""
+    return lambda what, done: tell(what, 0.45 + 0.5 * done)
+
+
 def _texts(language: Language) -> list[tuple[int, ...]]:
     """Two shipped texts: enough to tell whether two tables are the same."""
     return shipped_texts(Text(language.tokenizer, language.template), 64)[:2]
-
-
-def _report(bundle: Bundle, loaded: Any, tell: Progress) -> dict[str, Any]:
-    if bundle.manifest.npu is not None:
-        from export.npu_verify import verify_npu
-
-        return verify_npu(bundle, torch_reference(loaded), progress=tell) | _mobile(bundle)
-    tell("measuring time and memory", 0.42)
-    measured = probe(bundle)
-    report = verify_bundle(
-        bundle, torch_reference(loaded), lambda what, done: tell(what, 0.45 + 0.5 * done)
-    )
-    return report | measured | _mobile(bundle) | {"export_peak_rss_mb": round(peak_rss_mb(), 1)}
-
-
-def _mobile(bundle: Bundle) -> dict[str, Any]:
-    from export.mobile import brief, usability
-
-    return {"mobile": brief(usability(bundle))}
-
-
-def took(began: float) -> dict[str, float]:
-    """Seconds since `began`, and processor time of this process and those it has run."""
-    own, run = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    cpu = own.ru_utime + own.ru_stime + run.ru_utime + run.ru_stime
-    return {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1)}
-
-
-def _verdict(report: dict[str, Any]) -> dict[str, Any]:
-    return {"ready": report["ready"], "branches": report["branches"], "verified": True}
-
-
-def _write_report(folder: Path, report: dict[str, Any]) -> None:
-    _replace_text(folder / REPORT, json.dumps(report, indent=1) + "\n")
-
-
-def _replace_text(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def admit(parameters: int, chosen: Recipe, out: Path) -> None:
-    """Refuse an export that disk or memory cannot hold, from the sizes known beforehand.
-
-    Memory: a line through the measured peaks of three exports with verification
-    (docs/export.md). Raises `BudgetExceeded`.
-    """
-    import psutil
-
-    bits = {"int8": 8.2, "block": chosen.bits + 2.5, "float": 32.0}[chosen.body]
-    disk = int(parameters * bits / 8) + (64 << 20)
-    folder = out
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < disk:
-        raise BudgetExceeded(
-            "--out", "the disk cannot hold the bundle", got=f"{free / 1e9:.1f} GB free",
-            allowed=f"{disk / 1e9:.1f} GB or more",
-        )  # fmt: skip
-    memory = int(parameters * 6.9) + 900_000_000
-    available = psutil.virtual_memory().available
-    if available < memory:
-        raise BudgetExceeded(
-            "export", "there is too little memory for this model",
-            got=f"{available / 1e9:.1f} GB available", allowed=f"{memory / 1e9:.1f} GB or more",
-            todo="Close other programs, or export on a larger machine",
-        )  # fmt: skip
 
 
 def manifest_for(

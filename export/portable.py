@@ -121,10 +121,30 @@ def _write_decoder(
 def _named(model: Any) -> Any:
     """The model with the shape of every tensor written down, which halves the time to load it:
     onnxruntime reuses no buffer whose shape it cannot name."""
+    import onnx
+    from onnx import TensorProto, helper
     from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
+    # The inference reads the constants of an element-wise product, and looks for those in
+    # weights.bin where we stand. Their shapes are all it needs: as inputs they have nothing else.
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    stored = [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    inside = [t for t in model.graph.initializer if t.data_location != TensorProto.EXTERNAL]
+    bare.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in stored
+    )
+    _set(bare.graph, "initializer", inside)
     with _quiet():
-        return SymbolicShapeInference.infer_shapes(model, auto_merge=True)
+        named = SymbolicShapeInference.infer_shapes(bare, auto_merge=True)
+    _set(named.graph, "initializer", list(model.graph.initializer))
+    _set(named.graph, "input", list(model.graph.input))
+    return named
+
+
+def _set(graph: Any, field: str, values: list[Any]) -> None:
+    graph.ClearField(field)
+    getattr(graph, field).extend(values)
 
 
 def _producer(graph: Any, name: str) -> Any:

@@ -100,8 +100,10 @@ def _folder(kind: str, name: str, path: Path, allow_pickle: bool) -> ModelSource
         )
     weights = sorted(file for pattern in _WEIGHTS for file in path.glob(pattern))
     if not weights:
-        raise UsageError("--model", "the folder holds no weights", got=path)
-    if not any(file.suffix == ".safetensors" for file in weights) and not allow_pickle:
+        # Pickles are not downloaded unless they are allowed.
+        pickles = "" if kind != "hub" or allow_pickle else "Pickled ones need --allow-pickle"
+        raise UsageError("--model", "there are no weights in it", got=path, todo=pickles)
+    if not _safe(path) and not allow_pickle:
         raise UsageError(
             "--model",
             "the weights are pickles, which can run code when they are read",
@@ -114,6 +116,10 @@ def _folder(kind: str, name: str, path: Path, allow_pickle: bool) -> ModelSource
     for file in sorted({*weights, *(f for f in described if f.is_file())}):
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
     return ModelSource(kind, name, path, digest.hexdigest(), allow_pickle)
+
+
+def _safe(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors"))
 
 
 def _download(model: str, allow_pickle: bool) -> Path:
@@ -160,7 +166,8 @@ def load_model(source: ModelSource) -> Any:
 
     arguments = source.arguments
     if not source.gguf:
-        arguments["use_safetensors"] = not source.allow_pickle
+        # Allowed is not asked for: pickles are read where there is nothing else.
+        arguments["use_safetensors"] = _safe(source.path) or not source.allow_pickle
     try:
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(

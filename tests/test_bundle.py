@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -102,6 +103,25 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         write_half()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("Not enough free space to write 4096 bytes after offset 0"),  # numpy's tofile
+        OSError("4096 requested and 0 written"),  # the same, where a file cannot be reserved
+    ],
+)
+def test_a_disk_that_fills_up_is_said_and_leaves_nothing(error: OSError, tmp_path: Path) -> None:
+    def write() -> None:
+        with BundleWriter(tmp_path / "out") as writer:
+            (writer.path / "weights.bin").write_bytes(b"some of it")
+            raise error
+
+    with pytest.raises(BundleError, match=r"the disk filled up.*nothing was left behind"):
+        write()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import BudgetExceeded, UsageError
-from export.pipeline import admit, export_bundle
+from export.admission import Needs, admit, npu_needs
+from export.pipeline import export_bundle
 from export.quantize import LEVELS
 from export.recipes import RECIPES
 from tests.tiny import VOCABULARY_SIZE, write_model
@@ -171,6 +173,32 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
         export_bundle(str(folder), tmp_path / "out")
 
 
+def test_a_hub_model_of_pickles_alone_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / "m")
+    (folder / "model.safetensors").unlink()  # as it looks when pickles were not downloaded
+    monkeypatch.setattr("export.sources._download", lambda model, allow_pickle: folder)
+    with pytest.raises(UsageError, match=r"no weights.*Pickled ones need --allow-pickle"):
+        export_bundle("some/model", tmp_path / "out")
+
+
+def test_allowed_pickles_are_read_where_there_is_nothing_else(
+    tiny_model_dir: Path, tiny_bundle: Bundle, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    both = shutil.copytree(tiny_model_dir, tmp_path / "tiny-llama")
+    export_bundle(str(both), tmp_path / "safe", verify=False, allow_pickle=True)
+    torch.save(load_file(both / "model.safetensors"), both / "pytorch_model.bin")
+    (both / "model.safetensors").unlink()
+    export_bundle(str(both), tmp_path / "pickled", verify=False, allow_pickle=True)
+    for made in ("safe", "pickled"):
+        weights = (tmp_path / made / "weights.bin").read_bytes()
+        assert weights == (tiny_bundle.path / "weights.bin").read_bytes()
+
+
 @pytest.mark.parametrize("model", ["smollm9", "/nowhere/at/all", "not a model"])
 def test_an_unknown_model_is_refused(model: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such model"):
@@ -200,10 +228,14 @@ def test_two_terms_are_as_precise_as_fourteen_bits(seed: int, size: float) -> No
     assert np.abs(x - step * (first + second / (2 * LEVELS))).max() <= step / (4 * LEVELS) * 1.001
 
 
-def test_what_memory_or_disk_cannot_hold_is_refused_before_the_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "needs", [Needs(10**15, 0), Needs(0, 10**15), npu_needs(10**14)], ids=["disk", "memory", "npu"]
+)
+def test_what_memory_or_disk_cannot_hold_is_refused_before_the_work(
+    needs: Needs, tmp_path: Path
+) -> None:
     with pytest.raises(BudgetExceeded, match=r"GB (free|available); allowed"):
-        admit(10**13, RECIPES["cpu-int8"], tmp_path / "deep" / "out")
-    admit(10**6, RECIPES["cpu-int8"], tmp_path / "deep" / "out")
+        admit(needs, tmp_path / "deep" / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from edge_runtime.branches import open_branches
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.candidates import CandidateSet
 from edge_runtime.device import Branches, SteeredDevice
-from edge_runtime.errors import BudgetExceeded, UsageError
+from edge_runtime.errors import BudgetExceeded, EnvironmentFailure, UsageError
 from edge_runtime.npu_branches import BACKEND_VARIABLE, NpuBranches
 from edge_runtime.npu_manifest import NpuSection
 from edge_runtime.steering import PRESETS, log_softmax
@@ -23,7 +24,8 @@ from edge_runtime.text import Text
 from export.npu import NpuOptions
 from export.npu_compile import HTP
 from export.npu_pipeline import export_npu
-from export.npu_verify import CPU_CASES, GRAPHS, SIMULATED_TEXT
+from export.npu_verify import CPU_CASES, GRAPHS, SIMULATED_TEXT, pass_marks
+from export.pipeline import verify_existing
 from tests.test_verify import KEYS
 from tests.tiny import VOCABULARY_SIZE
 
@@ -66,6 +68,42 @@ def test_the_report_has_the_form_of_a_cpu_target_s(exported: Path, bundle: Bundl
     assert report["kl_agnostic"] < 0.01
     assert bundle.manifest.ready == report["ready"]
     assert set(bundle.manifest.files) >= {"decode.onnx", "decode_ctx_qnn.bin", "embedding.bin"}
+
+
+def test_verified_again_the_report_has_the_same_keys(
+    exported: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    before = json.loads((copy / "export_report.json").read_text())
+    row = verify_existing(copy, against=str(tiny_model_dir), simulate_cases=0).report
+    assert row is not None
+    assert row["measured_on"] == "CPU provider"
+    of_compiling = {"compile_seconds", "compiler_peak_rss_mb", "simulator_seconds"}
+    assert before.keys() - row.keys() == of_compiling
+    assert row["kl_aware"] == pytest.approx(before["on_cpu_provider"]["kl_aware"], rel=1e-6)
+    # The runtime alone, not the export: a tiny model, and 67 MB of interpreter and onnxruntime.
+    assert row["load_ms"] > 0
+    assert 30 < row["peak_rss_mb"] < 500 < row["export_peak_rss_mb"]
+
+
+def test_without_a_simulator_verify_says_what_to_do(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_runtime.qnn.available", lambda: False)
+    with pytest.raises(EnvironmentFailure, match=r"not installed.*--simulate 0"):
+        verify_existing(exported, against="unused")
+
+
+def test_the_manifest_names_the_runtime_that_a_phone_needs(bundle: Bundle) -> None:
+    assert bundle.manifest.libraries["onnxruntime-qnn"].startswith("2.")
+    assert bundle.manifest.libraries["qairt"] == qnn.sdk_version() != "unknown"
+
+
+def test_coupled_rows_are_not_ready(bundle: Bundle, exported: Path) -> None:
+    section = NpuSection.model_validate(bundle.manifest.npu)
+    report = json.loads((exported / "export_report.json").read_text())
+    marks = [pass_marks(report | {"rows_bit_equal": equal}, section) for equal in (True, False)]
+    assert [mark["rows_bit_equal"]["pass"] for mark in marks] == [True, False]
 
 
 def test_the_runtime_opens_it_as_branches(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from edge_runtime.npu_host import Frame
 from export.npu import NpuOptions, build
 from export.npu_blocks import block_quantize
 from export.npu_model import static_model
+from export.npu_pipeline import export_npu
 from export.npu_socs import SOCS, soc
 from tests.tiny import VOCABULARY_SIZE, write_model
 
@@ -150,6 +151,20 @@ def test_a_family_with_another_block_is_refused(tmp_path: Path) -> None:
     model = load(write_model(tmp_path / "gemma3", "gemma3"))
     with pytest.raises(UsageError, match=r"got gemma3.*allowed llama, qwen2, qwen3"):
         static_model(model)
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [("gemma3", r"allowed llama, qwen2, qwen3.*cpu-int8"), ("gpt2", r"got gpt2.*qwen3\)\.$")],
+)
+def test_such_a_family_is_refused_before_its_weights_are_read(
+    family: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / family, family)
+    monkeypatch.setattr("export.npu_pipeline.load_model", None)
+    with pytest.raises(UsageError, match=said):
+        export_npu(str(folder), tmp_path / "out", NpuOptions(compile=False))
+    assert not (tmp_path / "out").exists()
 
 
 def test_v68_needs_the_integer_recipe() -> None:

@@ -6,15 +6,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from edge_runtime.branches import TwoBranches
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.steering import AGNOSTIC, AWARE
 from export.pipeline import export_bundle
+from export.portable import _named
 from export.runner import BundleRunner
 from export.verify import kl, log_softmax, torch_reference
 from tests.tiny import VOCABULARY_SIZE, write_model
@@ -110,14 +113,22 @@ def test_two_ragged_rows_in_one_call_agree_with_each_alone(
         np.testing.assert_allclose(step[row], after[0], atol=1e-4)
 
 
-@pytest.mark.parametrize(("family", "tied"), [("qwen2", True), ("qwen3", False), ("gemma3", True)])
+WIDE: dict[str, Any] = {"hidden_size": 320, "initializer_range": 0.067}
+"""So wide that a norm's weights are in weights.bin, as every real model's are."""
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "others"),
+    [("qwen2", True, {}), ("qwen3", False, {}), ("gemma3", True, {}), ("llama", True, WIDE)],
+)
 def test_other_families(
     family: str,
     tied: bool,
+    others: dict[str, Any],
     tmp_path: Path,
     prompts: tuple[list[int], list[int], list[int]],
 ) -> None:
-    folder = write_model(tmp_path / family, family, tie_word_embeddings=tied)
+    folder = write_model(tmp_path / family, family, tie_word_embeddings=tied, **others)
     made = export_bundle(str(folder), tmp_path / "out", target="portable", verify=False)
     branches = TwoBranches.open(open_bundle(made.path), max_length=64)
     _, agnostic, answer = prompts
@@ -126,6 +137,27 @@ def test_other_families(
     said = [[*agnostic, *answer], [*agnostic[:9], *answer]]
     for row, logits in zip(said, branches.logits(), strict=True):
         assert divergence(folder, row, logits) < 3e-3
+
+
+def test_shapes_are_named_without_reading_a_weight() -> None:
+    """The weights' file lies in the bundle, not where we stand."""
+    outside = TensorProto(
+        name="norm", dims=[576], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL
+    )
+    for key, value in (("location", "weights.bin"), ("offset", "0"), ("length", "2304")):
+        outside.external_data.add(key=key, value=value)
+    sizes = ["rows", "tokens", 576]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name in "xy")
+    nodes = [helper.make_node("Mul", ["x", "norm"], ["n"]), helper.make_node("Relu", ["n"], ["y"])]
+    named = _named(helper.make_model(helper.make_graph(nodes, "g", [x], [y], [outside]))).graph
+    assert [value.name for value in named.input] == ["x"]
+    assert list(named.initializer) == [outside]
+    assert [d.dim_param or d.dim_value for d in shape_of(named, "n")] == sizes
+
+
+def shape_of(graph: onnx.GraphProto, name: str) -> list:
+    (value,) = (value for value in graph.value_info if value.name == name)
+    return list(value.type.tensor_type.shape.dim)
 
 
 def test_the_report_judges_it_like_every_target(tiny_model_dir: Path, tmp_path: Path) -> None:

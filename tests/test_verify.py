@@ -33,7 +33,8 @@ from export.verify import (
 KEYS = {
     "target", "ready", "size_mb", "kl_aware", "kl_agnostic", "delta_rel_error", "delta_cosine",
     "steered_kl", "steered_top1", "rows_bit_equal", "integer_matmuls", "float_matmuls",
-    "coverage", "peak_rss_mb", "seconds", "text_kl", "table", "mobile",
+    "coverage", "peak_rss_mb", "seconds", "text_kl", "table", "mobile", "load_ms", "step_ms",
+    "export_peak_rss_mb",
 }  # fmt: skip
 
 
