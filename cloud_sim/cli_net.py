@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,8 @@ def profiles(
         if as_json:
             print(json.dumps({"path": str(out)}))
         return
+    if out is not None:
+        raise UsageError("--out", "without --device-from there is nothing to write", got=out)
     found: dict[str, list[dict[str, Any]]] = {
         "networks": [_network_row(network(name)) for name in names("networks")],
         "devices": [_device_row(device(name)) for name in names("devices")],
@@ -153,7 +156,9 @@ def trace_make(
     out: Annotated[Path, typer.Argument(help="The file to write.")],
     mbps: Annotated[str, typer.Option(help="Mean rates of the states, low to high.")] = "1,5,20",
     stay_s: Annotated[float, typer.Option(min=0.01, help="Mean time in a state.")] = 5.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length before it loops.")] = 120.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=604_800, help="Length before it loops.")
+    ] = 120.0,
     spread: Annotated[float, typer.Option(min=0, help="Relative deviation in a state.")] = 0.2,
     form: Annotated[_Form, typer.Option(help="mahimahi or rate.")] = _Form.mahimahi,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -164,7 +169,7 @@ def trace_make(
         means = [float(part) for part in mbps.split(",")]
     except ValueError:
         means = []
-    if not means or min(means) <= 0:
+    if not means or not all(0 < mean < math.inf for mean in means):
         raise UsageError(
             "--mbps", "not a list of rates", got=mbps, allowed="positive, as in 1,5,20"
         )

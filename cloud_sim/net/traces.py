@@ -29,6 +29,11 @@ from edge_runtime.errors import SpecError, UsageError
 
 Form = Literal["mahimahi", "rate", "rtt"]
 
+LONGEST_MS = 31 * 86_400_000
+"""A month: what is later in a trace is no time but a slip of the pen, or of the unit."""
+MOST_OPPORTUNITIES = 20_000_000
+"""Lines of a mahimahi file, some 180 MB of text: 4 Gbit/s for a minute."""
+
 
 @dataclass(frozen=True)  # without slots, for the cached property
 class Trace:
@@ -181,6 +186,8 @@ def _mahimahi(lines: Sequence[str], where: str) -> Trace:
                 got=time,
                 allowed=f"at least {last}",
             )
+        if time > LONGEST_MS:
+            raise _too_late(where, number, line)
         times.append(float(time))
         last = time
     if last == 0:
@@ -224,6 +231,8 @@ def _series(lines: Sequence[str], where: str, form: Form) -> Trace:
                 got=f"{time:g} ms",
                 allowed=f"over {rows[-1][0]:g} ms",
             )
+        if time - (rows[0][0] if rows else time) > LONGEST_MS:
+            raise _too_late(where, number, line)
         rows.append((time, value))
     if len(rows) < 2:
         raise SpecError(where, "a series needs at least two rows", got=f"{len(rows)}")
@@ -234,6 +243,15 @@ def _series(lines: Sequence[str], where: str, form: Form) -> Trace:
         raise SpecError(where, "all rates are 0, so nothing would ever leave")
     # The last row ends the series: it says how long the row before it lasts.
     return Trace(form, times, values, rows[-1][0] - first)
+
+
+def _too_late(where: str, number: int, line: str) -> SpecError:
+    return SpecError(
+        f"{where}, line {number}",
+        "a time too long after the beginning",
+        got=repr(line[:60]),
+        allowed=f"{LONGEST_MS} ms",
+    )
 
 
 def _is_number(text: str) -> bool:
@@ -259,7 +277,16 @@ def convert(trace: Trace, form: Form, *, step_ms: float = 100.0) -> Trace:
     if (trace.form, form) == ("rate", "mahimahi"):
         edges = np.array([*trace.times_ms, trace.period_ms])
         sums = np.concatenate([[0], np.cumsum(np.diff(edges) * np.array(trace.values) * 125)])
-        marks = np.arange(1, int(sums[-1] / OPPORTUNITY_BYTES + 1e-9) + 1) * OPPORTUNITY_BYTES
+        count = sums[-1] / OPPORTUNITY_BYTES + 1e-9
+        if not count <= MOST_OPPORTUNITIES:
+            raise UsageError(
+                "trace",
+                "the trace would have too many opportunities",
+                got=f"{count:.3g}",
+                allowed=f"{MOST_OPPORTUNITIES}",
+                todo="Keep it as rates (--form rate), or make it shorter",
+            )
+        marks = np.arange(1, int(count) + 1) * OPPORTUNITY_BYTES
         marks = np.minimum(marks, sums[-1])  # the last may be beyond by a rounding of the sum
         # A pause makes the sum flat, and interp wants it ascending: take the earliest instant.
         at = np.searchsorted(sums, marks, side="left")
