@@ -19,7 +19,6 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -110,7 +109,7 @@ class CompletionsLine:
         """Cancel what is under way."""
         await self._cancel()
 
-    async def send(self, frame: Any) -> int:
+    async def send(self, frame: wire.Frame) -> int:
         """Do what the frame asks for; the bytes that went up since the last one."""
         if isinstance(frame, wire.Open):
             await self._begin(frame)
@@ -123,7 +122,7 @@ class CompletionsLine:
             self._credit = frame.position
             if self._task is None or self._task.done():
                 await self._ask()
-        else:
+        elif isinstance(frame, wire.Close):
             await self._cancel()
             wasted = max(0, self._scored - frame.tokens)
             self._put(wire.Closed(scored=self._scored, wasted=wasted), 0)
