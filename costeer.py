@@ -133,7 +133,8 @@ def run(arguments: list[str]) -> int:
     called = next((word for word in arguments if not word.startswith("-")), None)
     try:
         result = _invoke(called, arguments)
-        sys.stdout.flush()  # a full disk or a reader that has gone shows here, not at exit
+        if sys.stdout is not None:  # as it is where the shell closed it
+            sys.stdout.flush()  # a full disk or a reader that has gone shows here, not at exit
     except CosteerError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

@@ -231,6 +231,19 @@ def test_a_full_disk_is_told_also_when_little_was_written() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_nowhere_to_print_is_no_failure() -> None:
+    code = "import costeer; costeer.Verb.load = lambda self: lambda: print('{}');"
+    code += "costeer.main(['inspect'])"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'"{sys.executable}" -c "{code}" >&-'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_a_terminal_cannot_show_is_no_error() -> None:
     code = "import costeer\ncosteer.Verb.load = lambda self: lambda: print('chana \u2026')\n"
     done = subprocess.run(
