@@ -8,6 +8,7 @@ error and an exit code: 1 unexpected, 2 usage, 3 environment, 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -121,6 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit."""
     # So that what is half made is removed on the way out, as with Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_TERMINATED))
+    # An answer may hold what the terminal cannot show, and is worth more than an error about it.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -129,14 +133,21 @@ def run(arguments: list[str]) -> int:
     called = next((word for word in arguments if not word.startswith("-")), None)
     try:
         result = _invoke(called, arguments)
+        if sys.stdout is not None:  # as it is where the shell closed it
+            sys.stdout.flush()  # a full disk or a reader that has gone shows here, not at exit
     except CosteerError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(INTERRUPTED, EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # The reader has gone (`costeer ... | head`). Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _nobody_reads()
+    except SystemExit as leaving:
+        # rich turns a broken pipe into an exit of its own.
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return _nobody_reads()
+        raise
+    except (OSError, MemoryError) as error:
+        return _fail(str(_surroundings(called, error)), EnvironmentFailure.exit_code)
     except ModuleNotFoundError as missing:
         verb = next((verb for verb in VERBS if verb.name == called), None)
         if verb is None or _ours(missing.name):
@@ -166,6 +177,28 @@ def _usage(called: str | None, error: Exception, describe: Callable[[], str]) ->
     what = describe().rstrip(".")
     what += "" if what.endswith("?") else "."
     return _fail(f"{where}: {what} See {where} --help.", EXIT_USAGE)
+
+
+def _nobody_reads() -> int:
+    """The reader has gone (`costeer ... | head`). Python would complain once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _surroundings(called: str | None, error: OSError | MemoryError) -> EnvironmentFailure:
+    """What the system refused: a full disk, a file that may not be written, memory."""
+    if isinstance(error, MemoryError):
+        what, file = "there is not enough memory", None
+    else:
+        reason = error.strerror or str(error) or type(error).__name__
+        what = f"the system refused: {reason[:1].lower()}{reason[1:]}"
+        file = error.filename2 or error.filename  # of a renaming, where it should have gone
+    return EnvironmentFailure(
+        f"costeer {called}" if called else "costeer",
+        what,
+        got=file,
+        todo=f"Run again with {DEBUG}=1 to see where",
+    )
 
 
 def _unexpected(error: BaseException) -> int:

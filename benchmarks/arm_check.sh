@@ -4,6 +4,7 @@
 #   benchmarks/arm_check.sh BUNDLE [STEPS]
 # Needs: qemu-aarch64-static, debootstrap (Debian: apt install qemu-user-static debootstrap).
 set -eu
+export ORT_DISABLE_TELEMETRY=1
 bundle=$1
 steps=${2:-12}
 python=${PYTHON:-python3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from edge_runtime.errors import EnvironmentFailure, UsageError
 if TYPE_CHECKING:
     from cloud_sim.model import CloudModel
     from edge_runtime.weights import Progress
+
+MOST_THREADS = 512
+"""Each takes memory of its own, and no machine here has so many cores."""
 
 
 def serve(
@@ -39,7 +43,9 @@ def serve(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
-    threads: Annotated[int, typer.Option(min=0, help="For torch; 0: its own choice.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, max=MOST_THREADS, help="For torch; 0: its own choice.")
+    ] = 0,
     max_sessions: Annotated[int, typer.Option(min=1, help="Connections at a time.")] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(min=1, help="Query and template.")] = 4096,
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 2048,
@@ -60,13 +66,7 @@ def serve(
     from cloud_sim.session import Limits
 
     token = _token(token_file)
-    tls = None
-    if tls_certificate or tls_key:
-        if not (tls_certificate and tls_key and tls_certificate.is_file() and tls_key.is_file()):
-            raise UsageError(
-                "serve", "TLS needs two files", allowed="--tls-certificate FILE --tls-key FILE"
-            )
-        tls = Tls(str(tls_certificate), str(tls_key))
+    tls = Tls(*pair) if (pair := _tls(tls_certificate, tls_key)) else None
     limits = ServerLimits(
         session=Limits(prompt_tokens=max_prompt_tokens, answer_tokens=max_answer_tokens),
         sessions=max_sessions,
@@ -101,6 +101,30 @@ def serve(
     app = create_app(opened, limits, token)
     server = Server(app, listener, limits=limits, tls=tls, ready=ready)
     server.run_here()
+
+
+def _tls(certificate: Path | None, key: Path | None) -> tuple[str, str] | None:
+    """Both files' names, once they were seen to fit: a model takes long to load in vain."""
+    if not (certificate or key):
+        return None
+    if not (certificate and key):
+        raise UsageError(
+            "serve", "TLS needs two files", allowed="--tls-certificate FILE --tls-key FILE"
+        )
+    for option, file in (("--tls-certificate", certificate), ("--tls-key", key)):
+        if not file.is_file():
+            raise UsageError(option, "there is no such file", got=file)
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl's own errors are among these
+        reason = error.strerror or str(error)
+        raise EnvironmentFailure(
+            "serve",
+            f"certificate and key cannot be used: {reason}",
+            got=f"{certificate}, {key}",
+            todo="Both are PEM files, and the key is the certificate's own, without a password",
+        ) from error
+    return str(certificate), str(key)
 
 
 def _upstream(url: str, key_file: Path | None, model: str) -> CloudModel:

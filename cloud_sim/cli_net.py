@@ -49,6 +49,8 @@ def profiles(
         if as_json:
             print(json.dumps({"path": str(out)}))
         return
+    if out is not None:
+        raise UsageError("--out", "without --device-from there is nothing to write", got=out)
     found: dict[str, list[dict[str, Any]]] = {
         "networks": [_network_row(network(name)) for name in names("networks")],
         "devices": [_device_row(device(name)) for name in names("devices")],
@@ -158,7 +160,9 @@ def trace_make(
         str, typer.Option(help="With --form rtt: mean round trips instead, low to high.")
     ] = "20,50,200",
     stay_s: Annotated[float, typer.Option(min=0.01, help="Mean time in a state.")] = 5.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Length before it loops.")] = 120.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=604_800, help="Length before it loops.")
+    ] = 120.0,
     spread: Annotated[float, typer.Option(min=0, help="Relative deviation in a state.")] = 0.2,
     form: Annotated[_Form, typer.Option(help="mahimahi, rate or rtt.")] = _Form.mahimahi,
     seed: Annotated[int, typer.Option(min=0)] = 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 
 from edge_runtime.errors import UsageError
-from edge_runtime.files import write_whole
+from edge_runtime.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from cloud_sim.sim.exchange import Host
@@ -28,7 +29,7 @@ def validate_sim(
     out: Annotated[Path | None, typer.Option(help="Write the table here (Markdown).")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON list of rows as the last line.")
+        bool, typer.Option("--json", help="Print one JSON object as the last line.")
     ] = False,
 ) -> None:
     """Run five scenarios through SimPy and over real loopback sockets, and compare."""
@@ -56,6 +57,10 @@ def validate_sim(
         if only > len(chosen):
             raise UsageError("--only", "no such scenario", got=only, allowed=f"1 to {len(chosen)}")
         chosen = [chosen[only - 1]]
+    if out is not None:
+        if out.is_dir():
+            raise UsageError("--out", "it is a folder, not a file", got=out)
+        check_writable(out.parent, "--out")
     progress = Console(stderr=True)
     with progress.status("measuring the stack without a link"):
         host = measure_host(rounds)
@@ -68,7 +73,7 @@ def validate_sim(
         write_whole(out, page(text, out))
         progress.print(f"wrote {out}")
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps({"host": asdict(host), "trace": named, "rounds": rounds, "rows": rows}))
     else:
         sys.stdout.write(text)
 

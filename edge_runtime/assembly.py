@@ -45,6 +45,9 @@ SCHEDULES: Mapping[str, Callable[..., Schedule]] = {
 }
 """By the name that `--schedule` takes."""
 
+MOST_TOKENS = 1 << 20
+"""What a schedule's number may be: more than any model's context, and it fits into a frame."""
+
 _TAKES: Mapping[str, frozenset[str]] = {
     "lockstep": frozenset(),
     "runahead": frozenset({"window", "branches", "depth"}),
@@ -91,6 +94,13 @@ class Plan:
         for name, value in self.numbers.items():
             if value < 0:
                 raise UsageError(_option(name), "the number is negative", got=value)
+            if value > MOST_TOKENS:
+                raise UsageError(
+                    _option(name),
+                    "the number is too large",
+                    got=value,
+                    allowed=f"0 to {MOST_TOKENS}",
+                )
             if name not in _TAKES[self.schedule]:
                 fit = [kind for kind, takes in _TAKES.items() if name in takes]
                 raise UsageError(
@@ -136,7 +146,7 @@ class Stranger:
         from edge_runtime.text import Text
         from edge_runtime.vocabulary import end_ids, open_tokenizer
 
-        tokenizer = open_tokenizer(path)
+        tokenizer = open_tokenizer(path, todo="Name the tokenizer.json of the cloud's model")
         return cls(Text(tokenizer), end_ids(tokenizer, ()), how)
 
 

@@ -184,7 +184,7 @@ def open_bundle(path: str | os.PathLike[str], *, force: bool = False, check: boo
         raise BundleError(
             str(folder),
             "this bundle failed its verification (ready: false)",
-            todo=f"Read {REPORT}, or use it anyway with --force",
+            todo=f"Read {REPORT}, or answer with it anyway: costeer generate --force",
         )
     return Bundle(folder, manifest)
 

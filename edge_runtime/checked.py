@@ -66,7 +66,8 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        beside = [other.name for other in path.parent.glob(f"*{path.suffix}")]
+        like = path.parent.glob(f"[!.]*{path.suffix}") if path.suffix else ()
+        beside = [other.name for other in like]
         raise SpecError(
             str(path), "no such file", todo=did_you_mean(path.name, beside) if beside else ""
         ) from None
@@ -92,6 +93,8 @@ def _explain(error: ValidationError, kind: type[BaseModel], where: str) -> SpecE
             )
         case "missing":
             return SpecError(spot, "this key is needed", todo="Add it")
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return SpecError(spot, "a table of keys is needed here", got=_short(got))
         case "literal_error" | "enum":
             allowed = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
             return SpecError(

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 Align = Literal["none", "map", "byte"]
 CONTEXT_BYTES = 1 << 20
 """A private note may be so long; more is surely the wrong file."""
+MOST_PADDING = 1 << 20
+"""Bytes. A frame is some tens of them, and no server takes one of a megabyte."""
+MOST_WEIGHT = 100.0
+"""As far as a gain may go (`edge_runtime.steering`); a note may also be steered away from."""
 
 COUNTED = {"divergences": 0, "accepted": 0, "gated": 0, "late": 0, "wasted_cloud_tokens": None}
 """What every answer says in JSON; the last is null where no cloud gave an account of itself."""
@@ -79,7 +83,12 @@ def generate(
     last_resort: Annotated[
         str, typer.Option(help="Over it, who may answer alone: cloud, device, both or none.")
     ] = "cloud",
-    pad_to: Annotated[int, typer.Option(min=0, help="Pad uplink frames to this.")] = 0,
+    pad_to: Annotated[
+        int, typer.Option(min=0, max=MOST_PADDING, help="Pad uplink frames to this.")
+    ] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Use a bundle that failed its verification.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Answer a query with a big cloud model, steered by a private note that stays here."""
@@ -93,6 +102,7 @@ def generate(
     from edge_runtime.steering import method as method_named
     from edge_runtime.text import Text
 
+    _check_text(query)
     rule = method_named(method, gain)
     sampler = Sampler(temperature, top_p, seed)
     plan = Plan(
@@ -110,7 +120,7 @@ def generate(
     notes, weights = _notes(rule, context or [], weight or [])
     note = "\n\n".join(notes)
     stranger = _stranger(align, cloud_tokenizer)
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, force=force)
     text = Text.open(opened)
     asked = public_query(rule, query, note)
     spoken = stranger.text if stranger else text
@@ -166,6 +176,13 @@ def generate(
         print(json.dumps(row))
     else:
         table(row)
+
+
+def _check_text(query: str) -> None:
+    try:
+        query.encode("utf-8")
+    except UnicodeEncodeError as error:  # bytes of another encoding, as Python carries them
+        raise UsageError("QUERY", "the question is no UTF-8 text", got=ascii(query)) from error
 
 
 def _asker(
@@ -225,7 +242,25 @@ def _notes(rule: Method, paths: list[Path], weights: list[float]) -> tuple[list[
         raise UsageError(
             "--weight", "not one for each note", got=len(weights), allowed=f"{len(paths)} or none"
         )
+    for weight in weights:
+        if not abs(weight) <= MOST_WEIGHT:
+            raise UsageError(
+                "--weight",
+                "the weight is out of range",
+                got=weight,
+                allowed=f"-{MOST_WEIGHT:g} to {MOST_WEIGHT:g}",
+            )
+    if len(paths) == 1 and weights not in ([], [1.0]):
+        raise UsageError(
+            "--weight",
+            "there is no other note to weigh this one against",
+            got=weights[0],
+            todo="Set --gain",
+        )
     notes = [_read(path, "--context", CONTEXT_BYTES).strip() for path in paths]
+    for path, note in zip(paths, notes, strict=True):
+        if not note:
+            raise UsageError("--context", "the file is empty", got=path)
     return notes, weights or [1.0] * len(notes)
 
 

@@ -26,6 +26,9 @@ def add(
     name: Annotated[str, typer.Option(help="What to call it; the file's name if not given.")] = "",
     key_file: KeyFile = None,
     threads: Annotated[int, typer.Option(min=1, help="For the small model.")] = 1,
+    force: Annotated[
+        bool, typer.Option("--force", help="Use a bundle that failed its verification.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Prefill a note once and keep it, so that queries over it answer sooner."""
@@ -36,7 +39,7 @@ def add(
     from edge_runtime.text import Text
 
     shelf = users_shelf(key_file)
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, force=force)
     if opened.manifest.npu is not None:
         raise UsageError(
             "context", "notes of NPU bundles are not kept", got=bundle,

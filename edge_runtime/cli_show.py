@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from edge_runtime.text import Text
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Stream:
     """Prints an answer as it comes."""
 
-    def __init__(self, text: Text, to: Any, shown: bool) -> None:
+    def __init__(self, text: Text, to: TextIO, shown: bool) -> None:
         self._decoder, self._to, self._shown = text.stream(), to, shown
         self._began = False
 

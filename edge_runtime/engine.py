@@ -95,8 +95,8 @@ def _cores() -> list[int]:
 class Binding:
     """Inputs and outputs of a session by address: numpy memory in, numpy memory out, no copies.
 
-    The arrays must be C-contiguous and stay alive as long as they are bound; `address` may be
-    that of a part of one.
+    The arrays must be C-contiguous and stay alive as long as they are bound; `offset` and `shape`
+    bind a part of one.
     """
 
     def __init__(self, session: ort.InferenceSession) -> None:

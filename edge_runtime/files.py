@@ -6,6 +6,22 @@ import os
 import tempfile
 from pathlib import Path
 
+from edge_runtime.errors import EnvironmentFailure
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """See that files can be put into `folder`, made or not yet, before work whose result they are.
+
+    Makes nothing. Raises `EnvironmentFailure`, naming the command line's `option`.
+    """
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise EnvironmentFailure(option, "a file is where a folder is needed", got=there)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise EnvironmentFailure(option, "nothing may be written there", got=there)
+
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write beside `path`, then put it in its place: a reader never sees half of it.

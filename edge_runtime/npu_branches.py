@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from edge_runtime import qnn
 from edge_runtime.errors import BudgetExceeded, BundleError, UsageError
 from edge_runtime.npu_host import Array, Embedding, Frame
 from edge_runtime.npu_manifest import ROWS, NpuGraph, NpuSection
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle import Bundle
 
 BACKENDS = ("auto", "qnn", "simulator", "cpu")
 BACKEND_VARIABLE = "COSTEER_NPU"
@@ -87,7 +90,7 @@ class NpuBranches:
     @classmethod
     def open(
         cls,
-        bundle: Any,
+        bundle: Bundle,
         *,
         max_length: int | None = None,
         threads: int = 1,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from edge_runtime.errors import EnvironmentFailure
 from edge_runtime.memory import peak_rss_mb
 from edge_runtime.profile_parts import OutsideClock, costs, operators
 from edge_runtime.roofline import Roofline, bandwidth_gbps, step_bytes
+
+if TYPE_CHECKING:
+    from edge_runtime.branches import TwoBranches
 
 CANDIDATES = 64
 WARM_UP = 3
@@ -55,7 +58,7 @@ def measure(
 
     Raises `EnvironmentFailure` when a measuring process dies.
     """
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, force=True)
     tell("loading from a cold page cache")
     evicted = _evict(opened.path / "weights.bin")
     cold = _isolated(Job(str(bundle), threads[0], load_only=True, **job))
@@ -112,9 +115,9 @@ def _isolated(job: Job) -> dict[str, Any]:
 
 def _inside(job: Job) -> dict[str, Any]:
     """The measuring process."""
-    from edge_runtime.branches import TwoBranches
+    from edge_runtime.branches import TwoBranches  # in this process, and not in the one that asks
 
-    bundle = open_bundle(job.bundle, check=False)
+    bundle = open_bundle(job.bundle, force=True, check=False)
     began = time.perf_counter()
     branches = TwoBranches.open(bundle, max_length=job.context_tokens, threads=job.threads)
     ids = _some_ids(bundle)
@@ -201,7 +204,7 @@ def _inside(job: Job) -> dict[str, Any]:
 class _Apart:
     """The same rows, one call each."""
 
-    def __init__(self, branches: Any, past: int) -> None:
+    def __init__(self, branches: TwoBranches, past: int) -> None:
         self._branches, self._past = branches, past
 
     def one(self) -> None:
@@ -214,7 +217,7 @@ class _Apart:
             self._branches._decoder.one(row, [7], self._past)
 
 
-def _growth(branches: Any, prompt: list[int], tokens: int) -> float:
+def _growth(branches: TwoBranches, prompt: list[int], tokens: int) -> float:
     """MB by which the peak grew while `tokens` answer tokens were appended."""
     branches.prefill(prompt, prompt)
     branches.extend([7])

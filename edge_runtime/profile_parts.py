@@ -15,13 +15,14 @@ import numpy as np
 from edge_runtime.bundle import Bundle
 
 if TYPE_CHECKING:
+    from edge_runtime.branches import TwoBranches
     from edge_runtime.profile import Job
 
 
 class OutsideClock:
     """A whole token as the schedule drives it; what onnxruntime takes is subtracted."""
 
-    def __init__(self, branches: Any, token: int, candidates: int) -> None:
+    def __init__(self, branches: TwoBranches, token: int, candidates: int) -> None:
         from edge_runtime import growing
         from edge_runtime.candidates import TopK
         from edge_runtime.engine import Binding

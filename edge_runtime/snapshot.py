@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +135,7 @@ class Shelf:
 
     def _write(
         self,
-        file: Any,
+        file: BinaryIO,
         bundle: Bundle,
         ids: Sequence[int],
         blocks: Iterable[Block],
@@ -249,8 +249,8 @@ def _derive(key: bytes) -> bytes:
     return hmac.new(b"costeer-edge note shelf", key, "sha256").digest()
 
 
-def _header(path: Path, file: Any) -> tuple[Entry, bytes]:
-    head: bytes = file.readline(65536)
+def _header(path: Path, file: BinaryIO) -> tuple[Entry, bytes]:
+    head = file.readline(65536)
     try:
         content = json.loads(head)
         if content["schema"] != SCHEMA:

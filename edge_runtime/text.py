@@ -11,7 +11,7 @@ import datetime
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -167,7 +167,7 @@ def _token(tokenizer: Tokenizer, index: int | None) -> str:
     return (tokenizer.id_to_token(index) or "") if index is not None else ""
 
 
-def _raise(message: str) -> Any:
+def _raise(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 

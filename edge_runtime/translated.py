@@ -53,7 +53,7 @@ class TranslatedDevice:
         self.sampler = sampler
         self.end_ids = frozenset(end_ids)
         self.how = how
-        self._ours, self._theirs = ours, theirs
+        self._ours = ours
         self._names = np.asarray(names, np.int64)
         self.words = token_bytes(theirs.tokenizer)
         """The bytes of each of the cloud's tokens; None: it has none."""

@@ -30,13 +30,13 @@ def fingerprint(source: str | Path | Tokenizer | Mapping[str, int]) -> str:
     return digest.hexdigest()
 
 
-def open_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer in the file at `path`. Raises `BundleError` if it is none."""
+def open_tokenizer(path: str | Path, todo: str = "Export the bundle again") -> Tokenizer:
+    """The tokenizer in the file at `path`. Raises `BundleError`, with `todo`, if it is none."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise BundleError(
-            str(path), f"this is not a readable tokenizer: {error}", todo="Export the bundle again"
+            str(path), f"this is not a readable tokenizer: {error}", todo=todo
         ) from error
 
 

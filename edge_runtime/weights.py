@@ -54,6 +54,25 @@ ALIASES = {"smollm2-135m": SMOLLM2}
 """Short names that `--model` takes, and what they fetch."""
 
 
+def hub_answers(endpoint: str, within_s: float = 5.0) -> bool:
+    """Whether anyone answers at `endpoint`, the hub's address, or at a proxy before it.
+
+    Asked once, before the hub's own library would ask for each file five times and say so: without
+    a network, what it has kept is all there is.
+    """
+    import urllib.error  # here: a device that only answers does without
+    import urllib.request
+
+    request = urllib.request.Request(endpoint, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=within_s):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+
+
 def cache_dir() -> Path:
     """Where downloads are kept: ``COSTEER_CACHE_DIR``, or the platform's cache folder."""
     named = os.environ.get("COSTEER_CACHE_DIR")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_runtime.bundle import Bundle, open_bundle
+from edge_runtime.errors import UsageError, did_you_mean
 from export.npu_socs import DEFAULT_SOC, NPU_TARGETS
 from export.recipes import DEFAULT_TARGET, RECIPES
 
@@ -54,6 +55,11 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Make a device-ready bundle out of a model."""
+    targets = (*RECIPES, *NPU_TARGETS)
+    if target not in targets:
+        raise UsageError(
+            "--target", "no such target", got=target, todo=did_you_mean(target, targets)
+        )
     if target in NPU_TARGETS:
         from export.npu import NpuOptions
         from export.npu_pipeline import export_npu
@@ -184,7 +190,7 @@ def _result(made: Exported, as_json: bool) -> None:
     if marks:
         _show_marks(marks)
     if not row["ready"]:
-        _stderr().print("This bundle failed a mark: the runtime refuses it without --force.")
+        _stderr().print("This bundle failed a mark: costeer generate refuses it without --force.")
 
 
 def _show_marks(marks: dict[str, Any]) -> None:

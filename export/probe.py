@@ -29,7 +29,7 @@ STEPS, NPU_STEPS = 30, 8
 def probe(bundle: Bundle) -> dict[str, Any]:
     """Run the probe in a child process. Raises `EnvironmentFailure` when it dies."""
     run = subprocess.run(
-        [sys.executable, "-m", "export.probe", str(bundle.path)],
+        [sys.executable, "-m", "export.probe", str(bundle.path.absolute())],
         capture_output=True,
         text=True,
         check=False,

@@ -18,14 +18,10 @@ from typing import Any
 from edge_runtime.bundle import sha256_file
 from edge_runtime.errors import EnvironmentFailure, UsageError
 from edge_runtime.manifest import Tokens
-from edge_runtime.weights import ALIASES, fetch
+from edge_runtime.vocabulary import end_ids
+from edge_runtime.weights import ALIASES, fetch, hub_answers
 
 Progress = Callable[[str, float], None]
-
-END_MARKERS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
-"""Tokens that end a turn; those a vocabulary has are end tokens, whatever its metadata says."""
-START_MARKERS = frozenset({"<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<s>"})
-"""Tokens that begin a turn. Some conversions name one of these as the end token; it is not."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -130,7 +126,9 @@ def _download(model: str, allow_pickle: bool) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                model, allow_patterns=patterns + (["*.bin"] if allow_pickle else [])
+                model,
+                allow_patterns=patterns + (["*.bin"] if allow_pickle else []),
+                local_files_only=not hub_answers(huggingface_hub.constants.ENDPOINT),
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -212,18 +210,15 @@ def load_language(source: ModelSource) -> Language:
         template = template.get("default", "")
     declared: list[int] = [loaded.eos_token_id] if loaded.eos_token_id is not None else []
     if not source.gguf and (source.path / "generation_config.json").is_file():
-        ends = GenerationConfig.from_pretrained(str(source.path)).eos_token_id
-        declared += ends if isinstance(ends, list) else [ends] if ends is not None else []
-    known = backend.get_vocab(with_added_tokens=True)
-    marked = [known[marker] for marker in END_MARKERS if marker in known]
-    kept = [index for index in declared if (backend.id_to_token(index) or "") not in START_MARKERS]
-    end_ids = tuple(dict.fromkeys(marked + kept))
-    if not end_ids:
+        eos = GenerationConfig.from_pretrained(str(source.path)).eos_token_id
+        declared += eos if isinstance(eos, list) else [eos] if eos is not None else []
+    ends = end_ids(backend, declared)
+    if not ends:
         raise UsageError("--model", "its tokenizer names no end token", got=source.name)
     backend.no_padding()
     backend.no_truncation()
     return Language(
-        backend, template or "", Tokens(bos=loaded.bos_token_id, end_ids=end_ids, pad=end_ids[0])
+        backend, template or "", Tokens(bos=loaded.bos_token_id, end_ids=ends, pad=ends[0])
     )
 
 

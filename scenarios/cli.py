@@ -37,7 +37,7 @@ def simulate(
 
     from edge_runtime.assembly import Plan
     from edge_runtime.errors import UsageError
-    from edge_runtime.files import write_whole
+    from edge_runtime.files import check_writable, write_whole
     from scenarios.cli_study import study_path
     from scenarios.models import LocalModels
     from scenarios.plans import text_of
@@ -71,6 +71,8 @@ def simulate(
         )
     if offline and tapes is None:
         raise UsageError("--offline", "there is nothing to replay", todo="Set --tapes")
+    if out is not None:
+        check_writable(out, "--out")
     stderr = Console(stderr=True)
     cells = list(plan.cells())
     models = LocalModels(tapes, lambda what: stderr.print(f"[dim]{what}[/dim]"), offline=offline)

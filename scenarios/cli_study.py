@@ -27,6 +27,7 @@ def sweep(
     from rich.progress import TimeRemainingColumn as Left
 
     from edge_runtime.errors import UsageError, did_you_mean
+    from edge_runtime.files import check_writable
     from scenarios.spec import read_scenario
     from scenarios.sweep import sweep as run
 
@@ -38,6 +39,7 @@ def sweep(
             todo=did_you_mean(engine, ["local", "ray", "dask"]),
         )
     plan = read_scenario(study_path(study), settings)
+    check_writable(out, "--out")
     columns = (TextColumn(plan.name), BarColumn(), MofNCompleteColumn(), Left())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=len(plan))

@@ -268,7 +268,8 @@ def _rows(form: Dataset, path: Path | None) -> Iterator[tuple[str, Any]]:
         try:
             text = file.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError("dataset", f"{file} cannot be read: {error}") from error
+            reason = (getattr(error, "strerror", None) or "it is no UTF-8 text").lower()
+            raise UsageError("dataset", f"{file} cannot be read: {reason}") from error
         yield from _items(str(file), text) if form.array else _lines(str(file), text)
 
 

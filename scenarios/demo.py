@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
+from edge_runtime.files import check_writable
 from scenarios.cli_study import study_path
 from scenarios.models import Models
 from scenarios.run import Machines, run
@@ -38,6 +39,7 @@ def demo(
     """Answer a question with a private note, cloud alone and steered, on real weights."""
     console = Console(stderr=as_json)
     cells = list(read_scenario(study_path(example), settings).cells())
+    check_writable(out, "--out")
     result = show(cells, console)
     page = out / "demo.html"
     from scenarios.page import write_page

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field
 
+from edge_runtime.candidates import codec
 from edge_runtime.checked import Checked, check, toml
 from edge_runtime.errors import SpecError
 from scenarios.datasets import Case, read
@@ -262,6 +263,9 @@ def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario
         "arrivals_per_s": table.fleet.arrivals_per_s if table.fleet else (0.0,),
         "seed": table.seed,
     }
+    if table.measure != "codec":  # that study has names of its own (`scenarios.codec_study`)
+        for name in table.answer.codec:
+            codec(name)
     for name, values in axes.items():
         if len(set(values)) < len(values):
             raise SpecError(

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import costeer
 from edge_runtime.bundle import Bundle, open_bundle
-from edge_runtime.errors import BudgetExceeded, UsageError
+from edge_runtime.errors import BudgetExceeded, EnvironmentFailure, UsageError
 from export.admission import Needs, admit, npu_needs
 from export.pipeline import export_bundle
 from export.quantize import LEVELS
@@ -203,6 +204,21 @@ def test_allowed_pickles_are_read_where_there_is_nothing_else(
 def test_an_unknown_model_is_refused(model: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such model"):
         export_bundle(model, tmp_path / "out")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(EnvironmentFailure, match=r"^--model: nobody/nothing could not be fetched"):
+        export_bundle("nobody/nothing", tmp_path / "out")
+    assert "Retry" not in caplog.text
+
+
+def test_the_command_knows_all_targets(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", "--model", "x", "--out", "x", "--target"]
+    assert costeer.run([*words, "npu-qn"]) == 2
+    assert "Did you mean npu-qnn?" in capsys.readouterr().err
 
 
 def test_an_unknown_target_suggests_the_nearest(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import inspect
+import json
+import os
 import pickle
 import subprocess
 import sys
@@ -14,7 +17,14 @@ import pytest
 import typer
 
 import costeer
-from edge_runtime.errors import BundleError, CosteerError, Refused, UsageError
+from edge_runtime.errors import (
+    BundleError,
+    CosteerError,
+    EnvironmentFailure,
+    Refused,
+    UsageError,
+)
+from edge_runtime.files import check_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -121,6 +131,18 @@ def test_a_missing_argument_names_the_verb(
             "Run again with COSTEER_DEBUG=1 to see where.",
         ),
         (
+            OSError(errno.ENOSPC, "No space left on device", "out/rows.json"),
+            3,
+            "costeer inspect: the system refused: no space left on device (got out/rows.json). "
+            "Run again with COSTEER_DEBUG=1 to see where.",
+        ),
+        (
+            MemoryError(),
+            3,
+            "costeer inspect: there is not enough memory. "
+            "Run again with COSTEER_DEBUG=1 to see where.",
+        ),
+        (
             ModuleNotFoundError("No module named 'onnx'", name="onnx"),
             3,
             "costeer inspect: a library that this verb needs is not installed: onnx. "
@@ -163,6 +185,131 @@ def test_the_traceback_is_there_for_who_asks(
     fails(monkeypatch, ZeroDivisionError("oops"))
     assert costeer.run(["inspect"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("show", ["print", "rich.print"])
+def test_a_reader_that_leaves_is_no_failure(show: str) -> None:
+    """`costeer ... | head -1`, for what is printed plainly and for tables."""
+    code = f"""
+import costeer, rich
+def verb() -> None:
+    for _ in range(20_000):
+        {show}("a line of an answer")
+costeer.Verb.load = lambda self: verb
+costeer.main(["inspect"])
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "a line of an answer\n"
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(60) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_disk_is_told_also_when_little_was_written() -> None:
+    code = "import costeer\ncosteer.Verb.load = lambda self: lambda: print('{}')\n"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code + "costeer.main(['inspect'])"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr.startswith("costeer inspect: the system refused: no space left on device.")
+    assert done.stderr.count("\n") == 1
+
+
+def test_nowhere_to_print_is_no_failure() -> None:
+    code = "import costeer; costeer.Verb.load = lambda self: lambda: print('{}');"
+    code += "costeer.main(['inspect'])"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'"{sys.executable}" -c "{code}" >&-'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_a_terminal_cannot_show_is_no_error() -> None:
+    code = "import costeer\ncosteer.Verb.load = lambda self: lambda: print('chana \u2026')\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "costeer.main(['inspect'])"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "chana \\u2026\n")
+
+
+def test_a_place_for_results_is_seen_to_before_the_work(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    check_writable(tmp_path / "new" / "deep", "--out")
+    assert not (tmp_path / "new").exists()
+    for place in (file, file / "below"):
+        with pytest.raises(EnvironmentFailure, match=f"^--out: a file is where.*got {file}"):
+            check_writable(place, "--out")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["simulate", "dinner"],
+        ["sweep", "quickstart"],
+        ["demo"],
+        ["validate-sim"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_bad_place_for_results_costs_no_work(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert costeer.run([*words, "--out", str(file / "out")]) == 3
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (
+        "",
+        f"--out: a file is where a folder is needed (got {file}).\n",
+    )
+
+
+def test_the_comparison_with_sockets_ends_with_one_object(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import cloud_sim.sim.validate as validate
+    from cloud_sim.sim.simulate import Host
+
+    monkeypatch.setattr(validate, "host", lambda rounds: Host(token_ms=1.5))
+    monkeypatch.setattr(validate, "compare", lambda scenario, host, rounds: Compared())
+    monkeypatch.setattr("cloud_sim.cli_validate.table", lambda *parts: "")
+    assert costeer.run(["validate-sim", "--only", "1", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["rows"] == [{"scenario": "one"}]
+    assert said["host"]["token_ms"] == 1.5
+
+
+class Compared:
+    """What `cloud_sim.sim.validate.compare` gives, as far as the verb looks at it."""
+
+    def row(self) -> dict[str, str]:
+        return {"scenario": "one"}
 
 
 def test_version_is_the_one_that_is_packaged(capsys: pytest.CaptureFixture[str]) -> None:

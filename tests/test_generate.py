@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from cloud_sim.live.load import load
 from cloud_sim.live.server import running
 from edge_runtime.assembly import Plan, device_for
 from edge_runtime.branches import open_branches
-from edge_runtime.bundle import Bundle
+from edge_runtime.bundle import MANIFEST, Bundle
 from edge_runtime.candidates import codec
 from edge_runtime.connections.websocket import answer
 from edge_runtime.schedules.exchange import Request
@@ -140,6 +141,21 @@ def test_a_method_without_a_cloud_needs_none(tiny_bundle: Bundle, note: Path) ->
         (["--on-late", "device"], 2, "on-late: 'device' needs a deadline"),
         (["--token-file", "/nowhere"], 2, "--token-file: the file cannot be read: no such file"),
         (["--max-tokens", "100000"], 2, "context length: the model of this bundle does not go"),
+        (["--weight", "nan"], 2, "--weight: the weight is out of range (got nan; allowed -100 to"),
+        (["--weight", "2"], 2, "--weight: there is no other note to weigh this one against"),
+        (["--token-deadline-ms", "nan"], 2, "token-deadline-ms: the deadline is no time (got nan)"),
+        (
+            ["--schedule", "runahead", "--window", "9" * 20],
+            2,
+            "--window: the number is too large (got 99999999999999999999; allowed 0 to 1048576).",
+        ),
+        (["--pad-to", "9" * 14], 2, "costeer generate: Invalid value for '--pad-to'"),
+        (["--context", "/dev/null"], 2, "--context: the file is empty (got /dev/null)."),
+        (
+            ["--align", "map", "--cloud-tokenizer", "/dev/null"],
+            3,
+            "/dev/null: this is not a readable tokenizer: ",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_line(
@@ -157,6 +173,31 @@ def test_what_cannot_be_done_is_one_line(
     assert said.out == ""
     assert said.err.startswith(line)
     assert said.err.count("\n") == 1
+
+
+def test_a_question_in_another_encoding_is_refused(
+    tiny_bundle: Bundle, note: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["generate", str(tiny_bundle.path), "caf\udce9", "--context", str(note)]
+    assert costeer.run(arguments) == 2
+    said = capsys.readouterr().err
+    assert said == "QUERY: the question is no UTF-8 text (got 'caf\\udce9').\n"
+
+
+def test_a_bundle_that_failed_its_verification_answers_only_when_told_to(
+    tiny_bundle: Bundle, note: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = shutil.copytree(tiny_bundle.path, tmp_path / "failed")
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    (bundle / MANIFEST).write_text(json.dumps(manifest | {"ready": False}))
+    arguments = ["generate", str(bundle), QUERY, "--context", str(note)]
+    arguments += ["--method", "device-only", "--max-tokens", "2"]
+    assert costeer.run(arguments) == 3
+    assert capsys.readouterr().err == (
+        f"{bundle}: this bundle failed its verification (ready: false). "
+        "Read export_report.json, or answer with it anyway: costeer generate --force.\n"
+    )
+    assert costeer.run([*arguments, "--force"]) == 0
 
 
 def test_a_wrong_token_and_a_missing_one(
@@ -196,6 +237,14 @@ def test_serve_refuses_what_it_cannot_do(
     (tmp_path / "token").write_text("two words")
     for options, code, says in (
         (["--model", "smolm2"], 2, "model: it is no file, no folder and no hub id"),
+        (["--tls-certificate", __file__], 2, "serve: TLS needs two files"),
+        (["--tls-certificate", __file__, "--tls-key", "/none"], 2, "--tls-key: there is no such"),
+        (
+            ["--tls-certificate", __file__, "--tls-key", __file__],
+            3,
+            "serve: certificate and key cannot be used: ",
+        ),
+        (["--threads", "100000"], 2, "costeer serve: Invalid value for '--threads'"),
         (["--port", str(serving.about["port"])], 3, "serve: the address cannot be listened on"),
         (["--token-file", str(tmp_path / "token")], 2, "--token-file: the file must hold one word"),
         (["--tls-key", "x"], 2, "serve: TLS needs two files"),

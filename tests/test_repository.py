@@ -91,6 +91,51 @@ def test_every_direct_dependency_is_constrained() -> None:
     assert names <= pinned, sorted(names - pinned)
 
 
+def pages() -> list[tuple[Path, str]]:
+    return [(path, text) for path, text in texts() if path.suffix == ".md"]
+
+
+def anchors(text: str) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    plain = (re.sub(r"[^\w -]", "", line.lower()) for line in re.findall(r"^#+ (.*)$", text, re.M))
+    return {line.strip().replace(" ", "-") for line in plain}
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    dead = []
+    for path, text in pages():
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            name, _, anchor = link.partition("#")
+            target = (path.parent / name).resolve() if name else path
+            if "://" in link:
+                continue
+            if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+                dead.append(f"{path.relative_to(ROOT)}: {link}")
+    assert not dead
+
+
+def test_commands_of_the_pages_are_there() -> None:
+    from costeer import VERBS
+
+    verbs = {verb.name for verb in VERBS}
+    lost = []
+    for path, text in pages():
+        modules = [name.rstrip(".") for name in re.findall(r"python -m ([\w.]+)", text)]
+        for module in set(modules):
+            place = ROOT / module.replace(".", "/")
+            if not (place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()):
+                lost.append(f"{path.relative_to(ROOT)}: python -m {module}")
+        shown = re.findall(r"^    (?:\$ )?costeer ([a-z][\w-]*)", text, re.M)
+        lost += [f"{path.relative_to(ROOT)}: costeer {verb}" for verb in set(shown) - verbs]
+    assert not lost
+
+
+def test_the_architecture_page_names_every_module_of_the_device() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = {path.name for path in (ROOT / "edge_runtime").glob("*.py")} - {"__init__.py"}
+    assert {name for name in modules if f"`{name}`" not in page} == set()
+
+
 def _name(requirement: str) -> str:
     name = re.match(r"[A-Za-z0-9._-]+", requirement)
     assert name, requirement

@@ -35,6 +35,8 @@ RECORDED = Path(os.environ.get("COSTEER_TRACES", Path(__file__).parents[2] / "sh
         ("t_ms,rate_mbps\n0,0\n5,0\n", r"t: all rates are 0"),
         ("t_ms,rate_mbps\n0,1\n", r"t: a series needs at least two rows \(got 1\)"),
         ("time,rtt_ms\n0,1\n", r"t, line 1: there is no column t_ms \(got time, rtt_ms\)\."),
+        ("1\n" + "9" * 30 + "\n", r"t, line 2: a time too long after the beginning \(got '9+'; a"),
+        ("t_ms,rate_mbps\n0,1\n1e12,1\n", r"t, line 3: a time too long after the beginning"),
         ("0.0 4.0\n0.5\n", r"t, line 2: not two numbers \(got '0.5'\)\."),
     ],
 )
@@ -174,3 +176,9 @@ def test_the_trace_verb_makes_converts_and_tells(
     code, _, err = run(capsys, "trace", "make", made, "--mbps", "a,b")
     assert (code, made.read_bytes()) == (2, first)
     assert "not a list of rates (got a,b" in err
+    for mbps, said in (("nan", "not a list of rates (got nan"), ("1e12", "too many opportunit")):
+        code, _, err = run(capsys, "trace", "make", made, "--mbps", mbps)
+        assert (code, err.count("\n"), made.read_bytes()) == (2, 1, first)
+        assert said in err
+    code, _, err = run(capsys, "trace", "make", tmp_path, "--seconds", 1)
+    assert (code, err.count("\n")) == (3, 1)

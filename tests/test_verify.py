@@ -203,6 +203,16 @@ def test_verify_again_updates_the_verdict(
     assert open_bundle(path, force=True).manifest.verified
 
 
+def test_verify_takes_a_path_relative_to_where_it_is_called(
+    report: tuple[Path, dict], tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = report[0]
+    monkeypatch.chdir(bundle.parent)
+    made = verify_existing(Path(bundle.name), against=str(tiny_model_dir))
+    assert made.report is not None
+    assert made.report["step_ms"] > 0
+
+
 def test_verify_wants_the_very_model(
     tiny_bundle: Bundle, tmp_path: Path, tiny_model_dir: Path
 ) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 
@@ -22,7 +23,7 @@ from edge_runtime.errors import EnvironmentFailure, UsageError, did_you_mean
 from edge_runtime.gguf_reading import read_once
 from edge_runtime.text import Text
 from edge_runtime.vocabulary import end_ids
-from edge_runtime.weights import ALIASES, Progress, fetch
+from edge_runtime.weights import ALIASES, Progress, fetch, hub_answers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"float64": torch.float64}
@@ -95,7 +96,8 @@ def _find(source: str, progress: Progress | None) -> tuple[str, str, dict[str, A
     if path.is_dir():
         return name, str(path), {"local_files_only": True, "use_safetensors": True}
     if source.count("/") == 1 and not source.startswith((".", "/", "~")):
-        return name, source, {"use_safetensors": True}
+        local = not hub_answers(huggingface_hub.constants.ENDPOINT)
+        return name, source, {"local_files_only": local, "use_safetensors": True}
     raise UsageError(
         "model",
         "it is no file, no folder and no hub id",

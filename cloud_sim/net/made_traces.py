@@ -20,6 +20,9 @@ from cloud_sim.net.rates import OPPORTUNITY_BYTES
 from cloud_sim.net.traces import Form, Trace
 from edge_runtime.errors import UsageError
 
+MOST_OPPORTUNITIES = 20_000_000
+"""Lines of a mahimahi file, some 180 MB of text: 4 Gbit/s for a minute."""
+
 
 def convert(trace: Trace, form: Form, *, step_ms: float = 100.0) -> Trace:
     """`trace` in another form. Raises `UsageError` where there is no such conversion.
@@ -36,7 +39,16 @@ def convert(trace: Trace, form: Form, *, step_ms: float = 100.0) -> Trace:
     if (trace.form, form) == ("rate", "mahimahi"):
         edges = np.array([*trace.times_ms, trace.period_ms])
         sums = np.concatenate([[0], np.cumsum(np.diff(edges) * np.array(trace.values) * 125)])
-        marks = np.arange(1, int(sums[-1] / OPPORTUNITY_BYTES + 1e-9) + 1) * OPPORTUNITY_BYTES
+        count = sums[-1] / OPPORTUNITY_BYTES + 1e-9
+        if not count <= MOST_OPPORTUNITIES:
+            raise UsageError(
+                "trace",
+                "the trace would have too many opportunities",
+                got=f"{count:.3g}",
+                allowed=f"{MOST_OPPORTUNITIES}",
+                todo="Keep it as rates (--form rate), or make it shorter",
+            )
+        marks = np.arange(1, int(count) + 1) * OPPORTUNITY_BYTES
         marks = np.minimum(marks, sums[-1])  # the last may be beyond by a rounding of the sum
         # A pause makes the sum flat, and interp wants it ascending: take the earliest instant.
         at = np.searchsorted(sums, marks, side="left")

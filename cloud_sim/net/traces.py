@@ -29,6 +29,9 @@ from edge_runtime.errors import SpecError, UsageError
 
 Form = Literal["mahimahi", "rate", "rtt"]
 
+LONGEST_MS = 31 * 86_400_000
+"""A month: what is later in a trace is no time but a slip of the pen, or of the unit."""
+
 
 @dataclass(frozen=True)  # without slots, for the cached property
 class Trace:
@@ -181,6 +184,8 @@ def _mahimahi(lines: Sequence[str], where: str) -> Trace:
                 got=time,
                 allowed=f"at least {last}",
             )
+        if time > LONGEST_MS:
+            raise _too_late(where, number, line)
         times.append(float(time))
         last = time
     if last == 0:
@@ -224,6 +229,8 @@ def _series(lines: Sequence[str], where: str, form: Form) -> Trace:
                 got=f"{time:g} ms",
                 allowed=f"over {rows[-1][0]:g} ms",
             )
+        if time - (rows[0][0] if rows else time) > LONGEST_MS:
+            raise _too_late(where, number, line)
         rows.append((time, value))
     if len(rows) < 2:
         raise SpecError(where, "a series needs at least two rows", got=f"{len(rows)}")
@@ -234,6 +241,15 @@ def _series(lines: Sequence[str], where: str, form: Form) -> Trace:
         raise SpecError(where, "all rates are 0, so nothing would ever leave")
     # The last row ends the series: it says how long the row before it lasts.
     return Trace(form, times, values, rows[-1][0] - first)
+
+
+def _too_late(where: str, number: int, line: str) -> SpecError:
+    return SpecError(
+        f"{where}, line {number}",
+        "a time too long after the beginning",
+        got=repr(line[:60]),
+        allowed=f"{LONGEST_MS} ms",
+    )
 
 
 def _is_number(text: str) -> bool:

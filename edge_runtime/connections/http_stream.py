@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 from edge_runtime.connections.patience import Patience
 from edge_runtime.errors import ConnectionFailed, UsageError
 
-HEAD_BYTES = 65_536
 BODY_BYTES = 1 << 20
 """Most that is read of an error's body, and of one event."""
 

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -97,7 +96,7 @@ class CompletionsLine:
         """Cancel what is under way."""
         await self._cancel()
 
-    async def send(self, frame: Any) -> int:
+    async def send(self, frame: wire.Frame) -> int:
         """Do what the frame asks for; the bytes that went up since the last one."""
         if isinstance(frame, wire.Open):
             await self._begin(frame)
@@ -111,7 +110,7 @@ class CompletionsLine:
             over = bool(self._own) and self._own[-1] in self._language.end_ids
             if not over and (self._task is None or self._task.done()):
                 await self._ask()
-        else:
+        elif isinstance(frame, wire.Close):
             await self._cancel()
             wasted = max(0, self._scored - frame.tokens)
             self._put(wire.Closed(scored=self._scored, wasted=wasted), 0)

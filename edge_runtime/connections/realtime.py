@@ -74,7 +74,7 @@ class Line(Protocol):
         """Connect. Raises `ConnectionFailed`."""
         ...
 
-    async def send(self, frame: Any) -> int:
+    async def send(self, frame: wire.Frame) -> int:
         """Hand over an uplink frame; the bytes it took."""
         ...
 
@@ -157,7 +157,7 @@ class _Driver:
         self._clock.computed(action.kind, now_ms() - began)
         return result
 
-    async def _send(self, frame: Any) -> float:
+    async def _send(self, frame: wire.Frame) -> float:
         now = now_ms()
         if isinstance(frame, wire.Asks):
             self._clock.sent(now)

@@ -7,9 +7,9 @@ answer is the schedule's business, what has been emitted stays.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import urlsplit
 
 from websockets import CloseCode
@@ -125,7 +125,7 @@ class _Line:
         if self._listener is not None:
             await self._listener
 
-    async def send(self, frame: Any) -> int:
+    async def send(self, frame: wire.Frame) -> int:
         """Hand over; a loss is noticed at the next `receive`. The bytes that went out."""
         self._leaving = self._leaving or isinstance(frame, wire.Close)
         if self._socket is None or self._lost is not None or self._back:
@@ -238,6 +238,12 @@ def _not_there(url: str, error: Exception) -> ConnectionFailed:
     if isinstance(error, InvalidMessage):
         return ConnectionFailed(
             "cloud", f"what answers at {url} does not speak HTTP", todo="Check the address"
+        )
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConnectionFailed(
+            "cloud",
+            f"the certificate of {url} is not trusted: {error.verify_message}",
+            todo="If it is your own, name its file in SSL_CERT_FILE",
         )
     if isinstance(error, TimeoutError):
         reason = "no answer in time"

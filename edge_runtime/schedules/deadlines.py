@@ -8,6 +8,7 @@ cloud    the DEVICE is late: the cloud's own token, unsteered; the device catche
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,17 +46,14 @@ class Deadline:
             raise UsageError(
                 "token-deadline-ms", "a deadline cannot lie in the past", got=self.token_ms
             )
+        if not math.isfinite(self.token_ms):
+            raise UsageError("token-deadline-ms", "the deadline is no time", got=self.token_ms)
         if self.on_late != "wait" and not self.token_ms:
             raise UsageError(
                 "on-late",
                 f"'{self.on_late}' needs a deadline to be late for",
                 todo="Set --token-deadline-ms",
             )
-
-    @property
-    def for_cloud(self) -> float | None:
-        """How long to wait for a prediction, ms; None: as long as it takes."""
-        return self.token_ms if self.on_late == "device" else None
 
     @property
     def device_too_slow(self) -> bool:
