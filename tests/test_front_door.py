@@ -294,7 +294,7 @@ def test_the_comparison_with_sockets_ends_with_one_object(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import cloud_sim.sim.validate as validate
-    from cloud_sim.sim.simulate import Host
+    from cloud_sim.sim.exchange import Host
 
     monkeypatch.setattr(validate, "host", lambda rounds: Host(token_ms=1.5))
     monkeypatch.setattr(validate, "compare", lambda scenario, host, rounds: Compared())
