@@ -5,10 +5,9 @@ object a line; arXiv 2507.04756, section 4.1), for PrefEval (arXiv 2502.09597; J
 topic), and for our own form, `notes`, of which one file ships with the package. A reader takes a
 path: nothing is downloaded here.
 
-Messages are those of the authors' release (its `tasks.py`) but for white space at the very ends of
-a query, a CoGenesis prompt and a reference, which is left out: there a line break ends each prompt.
-
-It does NOT tokenize, truncate or score: see `scenarios.evaluate` and `scenarios.metrics`.
+Messages are those of the authors' release but for white space at the ends of queries, CoGenesis
+prompts (each ends in a line break) and references, which is left out. It does NOT tokenize,
+truncate or score: see `scenarios.evaluate` and `scenarios.metrics`.
 """
 
 from __future__ import annotations
