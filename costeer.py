@@ -2,7 +2,8 @@
 
 Knows which room does what, and nothing else: a verb's room is imported only when that verb is
 called, so `costeer --help` loads no model library. Every failure ends here as one line on standard
-error and an exit code: 1 unexpected, 2 usage, 3 environment, 130 interrupted.
+error and an exit code: 1 unexpected, 2 usage, 3 environment, 130 interrupted. (4 is no failure: the
+verb ran, and what it found falls short.)
 """
 
 from __future__ import annotations

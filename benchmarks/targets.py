@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_runtime.bundle import open_bundle
+from edge_runtime.errors import FELL_SHORT
 from export.probe import probe
 from export.recipes import RECIPES
 
@@ -48,9 +49,11 @@ def make(
             "--out",
             str(out.absolute() / target),
         ]
-        subprocess.run(
-            [sys.executable, "costeer.py", *words, "--replace", "--json"], cwd=ROOT, check=True
+        done = subprocess.run(
+            [sys.executable, "costeer.py", *words, "--replace", "--json"], cwd=ROOT
         )
+        if done.returncode not in (0, FELL_SHORT):
+            raise typer.Exit(done.returncode)
 
 
 @app.command()

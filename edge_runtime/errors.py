@@ -18,6 +18,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+FELL_SHORT = 4
+"""Exit code of a verb that did what was asked and found that it is not good enough: a bundle that
+fails a mark, a study that got worse. For scripts; it is no error."""
+
 
 class CosteerError(Exception):
     """An error meant for the user: one line, an exit code, and never a traceback.

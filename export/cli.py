@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edge_runtime.bundle import Bundle, open_bundle
-from edge_runtime.errors import UsageError, did_you_mean
+from edge_runtime.errors import FELL_SHORT, UsageError, did_you_mean
 from export.npu_socs import DEFAULT_SOC, NPU_TARGETS
 from export.recipes import DEFAULT_TARGET, RECIPES
 
@@ -54,7 +54,7 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a device-ready bundle out of a model."""
+    """Make a device-ready bundle out of a model; exit code 4 when it fails its verification."""
     targets = (*RECIPES, *NPU_TARGETS)
     if target not in targets:
         raise UsageError(
@@ -108,7 +108,8 @@ def verify(
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Compare a bundle with the float model it was made from, and update its report."""
+    """Compare a bundle with the float model it was made from, and update its report; exit code 4
+    when it fails."""
     from export.pipeline import verify_existing
 
     with _progress() as tell:
@@ -183,7 +184,13 @@ def _result(made: Exported, as_json: bool) -> None:
     row |= report | {"seconds": round(made.seconds, 1)}
     if as_json:
         print(json.dumps(row | ({"marks": marks} if marks else {})))
-        return
+    else:
+        _show_result(row, marks)
+    if not row["ready"]:
+        raise typer.Exit(FELL_SHORT)
+
+
+def _show_result(row: dict[str, Any], marks: dict[str, Any]) -> None:
     for long in ("mobile", "on_cpu_provider", "coverage_by_graph"):
         row.pop(long, None)
     _show(row, False)

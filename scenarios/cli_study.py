@@ -129,6 +129,7 @@ def compare(
     from rich.console import Console
     from rich.table import Table
 
+    from edge_runtime.errors import FELL_SHORT
     from scenarios.compare import compare as run
     from scenarios.store import Store
 
@@ -152,7 +153,7 @@ def compare(
         rows = [{**asdict(c), "verdict": c.verdict(tolerance)} for c in changes]
         print(json.dumps({"worse": worse, "figures": rows}))
     if worse:
-        raise typer.Exit(4)
+        raise typer.Exit(FELL_SHORT)
 
 
 def study_path(name: str) -> Path:

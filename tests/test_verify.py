@@ -13,7 +13,7 @@ import pytest
 
 import costeer
 from edge_runtime.bundle import Bundle, open_bundle
-from edge_runtime.errors import BundleError, UsageError
+from edge_runtime.errors import FELL_SHORT, BundleError, UsageError
 from edge_runtime.text import Text
 from export.marks import GOALS, limits
 from export.pipeline import export_bundle, verify_existing
@@ -65,8 +65,9 @@ def test_the_command_prints_them_as_one_json_line(
     report: tuple[Path, dict], tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, figures = report
-    assert costeer.run(["verify", str(path), "--against", str(tiny_model_dir), "--json"]) == 0
+    code = costeer.run(["verify", str(path), "--against", str(tiny_model_dir), "--json"])
     row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert code == (0 if row["ready"] else FELL_SHORT)
     assert row.keys() >= KEYS
     assert row["steered_kl"] == figures["steered_kl"]
     assert {mark["pass"] for mark in row["marks"].values()} <= {True, False}
