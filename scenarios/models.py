@@ -153,19 +153,20 @@ class LocalModels:
 
     def _tape(self, cell: Cell, query: str, prompts: Prompts) -> Tape:
         manifest = self._bundle(cell.bundle)[0].manifest
-        key = content_key(
+        question = content_key(
             {
                 "bundle": {name: file.sha256 for name, file in manifest.files.items()},
-                "cloud": content_of(cell.cloud_model),
+                "cloud": cell.cloud_model,
                 "codec": cell.codec,
                 "query": query,
                 "case": cell.case.query,
                 "context": cell.case.context,
             }
         )
+        key = f"{question}-{content_key({'cloud': content_of(cell.cloud_model)})[:8]}"
         if key not in self._tapes:
-            path = self._folder / f"{key}.tape" if self._folder else None
-            if path is not None and path.is_file():
+            path = self._recorded(question, key, cell.cloud_model)
+            if path is not None:
                 self._tapes[key] = Tape.load(path)
                 self._saved[key] = self._tapes[key].positions
             elif self._offline:
@@ -180,6 +181,16 @@ class LocalModels:
                 self._tapes[key].prompt_lengths = (len(prompts.aware), len(prompts.agnostic))
                 self._tapes[key].names = prompts.names
         return self._tapes[key]
+
+    def _recorded(self, question: str, key: str, cloud: str) -> Path | None:
+        """The tape of `key`. Offline, where the cloud's model may not be on this machine and its
+        content cannot be asked, the one tape of the question from a model of its name."""
+        if self._folder is None:
+            return None
+        found = [self._folder / f"{key}.tape"]
+        if self._offline and not Path(cloud).exists():
+            found = list(self._folder.glob(f"{question}-*.tape"))
+        return found[0] if len(found) == 1 and found[0].is_file() else None
 
     def _cloud(self, name: str) -> CloudModel:
         if name not in self._clouds:
