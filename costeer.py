@@ -53,7 +53,7 @@ class Verb:
 
 
 VERBS: tuple[Verb, ...] = (
-    Verb("demo", "scenarios.demo:demo", "See it work once, on real weights.", "all"),
+    Verb("demo", "scenarios.demo.verb:demo", "See it work once, on real weights.", "all"),
     Verb("export", "export.cli:export", "Make a device-ready bundle out of a model.", "export"),
     Verb("verify", "export.cli:verify", "Compare a bundle with its float model.", "export"),
     Verb("inspect", "export.cli:inspect", "Show a bundle and check every checksum."),

@@ -38,7 +38,7 @@ def main() -> None:
     import edge_runtime.ledger  # noqa: F401  # as generate does
     from edge_runtime.assembly import device_for
     from edge_runtime.bundle import open_bundle
-    from edge_runtime.memory import peak_rss_mb
+    from edge_runtime.graphs.memory import peak_rss_mb
     from edge_runtime.steering import method
     from edge_runtime.text import Text
 

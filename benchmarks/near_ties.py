@@ -34,7 +34,7 @@ from edge_runtime.schedules.runahead import runahead
 from edge_runtime.steering import method
 from edge_runtime.text import Text
 from edge_runtime.transcript import Transcript
-from scenarios.model_branches import ModelBranches
+from scenarios.models.branches import ModelBranches
 
 SCHEDULES: dict[str, Callable[[SteeredDevice, Request], Schedule]] = {
     "lockstep": lockstep,

@@ -25,14 +25,14 @@ from edge_runtime.branches import open_branches
 from edge_runtime.bundle import open_bundle
 from edge_runtime.candidates import CandidateSet
 from edge_runtime.device import SteeredDevice
-from edge_runtime.npu_branches import NpuBranches
+from edge_runtime.npu.branches import NpuBranches
 from edge_runtime.steering import PRESETS, log_softmax
 from edge_runtime.text import Text
-from export.npu import NpuBuild, NpuOptions, build
-from export.npu_calibrate import shipped_prompts
-from export.npu_compile import HTP
-from export.npu_pipeline import export_npu
-from export.npu_socs import SOCS, Soc, soc
+from export.npu.build import NpuBuild, NpuOptions, build
+from export.npu.calibrate import shipped_prompts
+from export.npu.compile import HTP
+from export.npu.pipeline import export_npu
+from export.npu.socs import SOCS, Soc, soc
 from export.runner import usable_threads
 from export.sources import load_language, load_model, resolve
 

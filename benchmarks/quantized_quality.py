@@ -31,8 +31,16 @@ from scenarios.datasets import Case, read
 from scenarios.evaluate import predictions
 from scenarios.methods import about_names, parse_all, score, steered
 from scenarios.metrics import Estimate, gap_captured, kl, ratio
-from scenarios.pair import Lengths, Pair, both_along, open_pair
-from scenarios.predictions import AGNOSTIC, AWARE, CLOUD, UPLOAD, Predictions, Store, with_rest
+from scenarios.models.pair import Lengths, Pair, both_along, open_pair
+from scenarios.models.predictions import (
+    AGNOSTIC,
+    AWARE,
+    CLOUD,
+    UPLOAD,
+    Predictions,
+    Store,
+    with_rest,
+)
 
 METHODS = "light,names,blend,tempered,costeer@1,device-only,costeer"
 MAX_LENGTH = 2048

@@ -22,7 +22,7 @@ from edge_runtime.candidates import CandidateSet
 from edge_runtime.policy import Decision, Scores, Use
 from edge_runtime.schedules.actions import Kind, Load, Session
 from edge_runtime.schedules.exchange import Request
-from scenarios import recordings
+from scenarios.cells import recordings
 
 
 class Remembered(TapeCodec):

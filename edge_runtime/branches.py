@@ -1,13 +1,13 @@
 """Two branches of one small model in one call: the aware row (0) and the agnostic row (1).
 
-    step            one token through both rows: the weights are read once (`edge_runtime.decoder`)
+    step            one token through both rows: the weights are read once (`graphs.decoder`)
     rollback        lowers a length; what lies beyond it is overwritten later
     hidden states   of all answer positions are kept, so that after a rollback the prediction is
                     there without computing anything; the head runs on them when it is asked for
 
 A prompt is prefilled row by row in chunks. What is not covered: sampling and steering
 (`edge_runtime.device`), the choice of lengths (`edge_runtime.budget`), NPU bundles
-(`edge_runtime.npu_branches`).
+(`edge_runtime.npu.branches`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.bundle import WEIGHTS
-from edge_runtime.decoder import ROWS, Decoder, chunks
-from edge_runtime.engine import check_threads, raise_if_out_of_memory
 from edge_runtime.errors import BundleError, UsageError
-from edge_runtime.growing import GrowingDecoder, grows
-from edge_runtime.head import Head
-from edge_runtime.memory import (
+from edge_runtime.graphs.decoder import ROWS, Decoder, chunks
+from edge_runtime.graphs.engine import check_threads, raise_if_out_of_memory
+from edge_runtime.graphs.growing import GrowingDecoder, grows
+from edge_runtime.graphs.head import Head
+from edge_runtime.graphs.memory import (
     MappedPages,
     give_back_code,
     give_back_heap,
@@ -58,7 +58,7 @@ def open_branches(
     """
     length = bundle.manifest.architecture.max_context if max_length is None else max_length
     if bundle.manifest.npu is not None:
-        from edge_runtime.npu_branches import NpuBranches
+        from edge_runtime.npu.branches import NpuBranches
 
         npu: Branches = NpuBranches.open(bundle, max_length=length, threads=threads)
         return npu

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_runtime.errors import BudgetExceeded, UsageError
-from edge_runtime.memory import peak_rss_mb
+from edge_runtime.graphs.memory import peak_rss_mb
 
 if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle

@@ -95,8 +95,8 @@ def generate(
     from edge_runtime.assembly import Plan, device_for, public_query
     from edge_runtime.bundle import open_bundle
     from edge_runtime.candidates import codec as codec_named
+    from edge_runtime.graphs.memory import peak_rss_mb
     from edge_runtime.ledger import ledger
-    from edge_runtime.memory import peak_rss_mb
     from edge_runtime.sampling import Sampler
     from edge_runtime.schedules.exchange import Request
     from edge_runtime.steering import method as method_named

@@ -72,7 +72,7 @@ def profile(
 
 
 def _threads(text: str) -> tuple[int, ...]:
-    from edge_runtime.engine import check_threads
+    from edge_runtime.graphs.engine import check_threads
 
     try:
         return tuple(check_threads(int(part)) for part in text.split(","))

@@ -32,7 +32,7 @@ import numpy as np
 from edge_runtime.budget import Budget, Meter
 from edge_runtime.candidates import CandidateSet
 from edge_runtime.device import SteeredDevice, choose
-from edge_runtime.memory import rss_mb
+from edge_runtime.graphs.memory import rss_mb
 from edge_runtime.policy import Decision, Scores
 from edge_runtime.steering import Method, policy
 from edge_runtime.transcript import TokenRecord

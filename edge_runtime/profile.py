@@ -24,7 +24,7 @@ import numpy as np
 
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import EnvironmentFailure
-from edge_runtime.memory import peak_rss_mb
+from edge_runtime.graphs.memory import peak_rss_mb
 from edge_runtime.profile_parts import OutsideClock, costs, operators
 from edge_runtime.roofline import Roofline, bandwidth_gbps, step_bytes
 

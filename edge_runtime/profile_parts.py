@@ -23,9 +23,9 @@ class OutsideClock:
     """A whole token as the schedule drives it; what onnxruntime takes is subtracted."""
 
     def __init__(self, branches: TwoBranches, token: int, candidates: int) -> None:
-        from edge_runtime import growing
         from edge_runtime.candidates import TopK
-        from edge_runtime.engine import Binding
+        from edge_runtime.graphs import growing
+        from edge_runtime.graphs.engine import Binding
 
         self._branches, self._token = branches, token
         self._codec = TopK(candidates)
@@ -71,8 +71,8 @@ class OutsideClock:
 
 def operators(bundle: Bundle, job: Job, text: list[int], past: int) -> dict[str, float]:
     """Milliseconds of one two-row step by operator type, the largest first."""
-    from edge_runtime import decoder, growing
     from edge_runtime.branches import TwoBranches
+    from edge_runtime.graphs import decoder, growing
 
     module: Any = growing if growing.grows(bundle) else decoder
 

@@ -4,7 +4,8 @@ At each position the cloud gives L = log p(. | query, y<t), the device's small m
 D = log p(. | note, query, y<t) - log p(. | query, y<t), and the answer's policy is
 softmax(L + k D). The paper (CoSteer, arXiv 2507.04756, Eq. 4-9) gets there by T rounds of an
 online-learning update; `gain` is the closed form of those rounds, so they cost one multiply-add
-(the proof is in docs/method.md, the loop itself in tests/test_steering.py as the oracle).
+(the proof is in docs/method.md, the loop itself is the oracle in
+tests/edge_runtime/test_steering.py).
 
 Constants over the vocabulary cancel in L + k D, so D may be a difference of raw logits over the
 candidates alone. Rules that do need the small model's normalisers say so: `Method.full_head`.

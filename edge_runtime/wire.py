@@ -4,7 +4,7 @@ One message is ``length (u32, little-endian) | MessagePack body | zero padding``
 frame be padded to a fixed size (`pad_to`), since sizes alone can tell what was said
 (arXiv 2411.01076). A frame that goes up carries nothing but the public query, the tokens already
 emitted and flow control: no clock, no random number, nothing of the private context. The test of
-that is `tests/test_lockstep.py` and `tests/test_runahead.py`.
+that is `tests/schedules/test_lockstep.py` and `tests/schedules/test_runahead.py`.
 
 Position `p` of an answer is its p-th token, from 0. `Candidates(position=p)` is the cloud's
 prediction FOR position p, given tokens 0 to p-1.

@@ -13,7 +13,7 @@ import typer
 
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import FELL_SHORT, UsageError, did_you_mean
-from export.npu_socs import DEFAULT_SOC, NPU_TARGETS
+from export.npu.socs import DEFAULT_SOC, NPU_TARGETS
 from export.recipes import DEFAULT_TARGET, RECIPES
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ def export(
             "--target", "no such target", got=target, todo=did_you_mean(target, targets)
         )
     if target in NPU_TARGETS:
-        from export.npu import NpuOptions
-        from export.npu_pipeline import export_npu
-        from export.npu_socs import soc as soc_of
+        from export.npu.build import NpuOptions
+        from export.npu.pipeline import export_npu
+        from export.npu.socs import soc as soc_of
 
         options = NpuOptions(target=target, soc=soc_of(soc), past=past, chunk=chunk)
         with _progress() as tell:

@@ -170,7 +170,7 @@ def _write(folder: Path, model: Any, context: int, chosen: Recipe, tell: Progres
 
 
 def _simulator() -> bool:
-    from edge_runtime.qnn import available
+    from edge_runtime.npu.qnn import available
 
     return available()
 

@@ -1,8 +1,8 @@
 """The `portable` target: optimum's graph of plain ONNX operators, for runtimes that lack
 GroupQueryAttention.
 
-Attention is written out, keys and values grow from call to call (`edge_runtime.growing` runs it),
-and the only operators outside the ONNX standard are the quantized products: MatMulNBits in the
+Attention is written out, keys and values grow from call to call (`edge_runtime.graphs.growing` runs
+it), and the only operators outside the ONNX standard are the quantized products: MatMulNBits in the
 decoder, and the head's. Head, candidates and embedding are those of every CPU target.
 """
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import EnvironmentFailure
-from edge_runtime.memory import peak_rss_mb
+from edge_runtime.graphs.memory import peak_rss_mb
 
 PAST, CANDIDATES = 256, 64
 STEPS, NPU_STEPS = 30, 8
@@ -45,7 +45,7 @@ def probe(bundle: Bundle) -> dict[str, Any]:
 def measure(folder: Path) -> dict[str, Any]:
     """Measure here and now, through the runtime's own branches; peak memory is this process's."""
     from edge_runtime.branches import open_branches
-    from edge_runtime.npu_branches import NpuBranches
+    from edge_runtime.npu.branches import NpuBranches
 
     bundle = open_bundle(folder, force=True, check=False)
     shape, npu = bundle.manifest.architecture, bundle.manifest.npu

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.bundle import REPORT, Bundle
-from edge_runtime.memory import peak_rss_mb
+from edge_runtime.graphs.memory import peak_rss_mb
 from export.mobile import brief, usability
 from export.probe import probe
 from export.verify import torch_reference, verify_bundle
@@ -32,7 +32,7 @@ def report_on(
     if bundle.manifest.npu is None:
         report = verify_bundle(bundle, reference, progress)
     else:
-        from export.npu_verify import verify_npu
+        from export.npu.verify import verify_npu
 
         report = verify_npu(bundle, reference, simulate_cases=simulate_cases, progress=progress)
     return (

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.bundle import Bundle
-from edge_runtime.engine import open_session
-from edge_runtime.growing import grows, run_growing
+from edge_runtime.graphs.engine import open_session
+from edge_runtime.graphs.growing import grows, run_growing
 
 Floats = npt.NDArray[np.float32]
 

@@ -1,6 +1,6 @@
 """The text and the steering cases that every verification uses, in a model's tokens.
 
-None of it is read by calibration, which has prompts of its own (`export.npu_calibrate`).
+None of it is read by calibration, which has prompts of its own (`export.npu.calibrate`).
 """
 
 from __future__ import annotations

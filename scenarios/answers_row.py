@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scenarios.metrics import Estimate, mean, ratio
-from scenarios.written import Answer
+from scenarios.models.written import Answer
 
 
 def answers_row(answers: Sequence[Answer], level: float) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def simulate(
     from edge_runtime.errors import UsageError
     from edge_runtime.files import check_writable, write_whole
     from scenarios.cli_study import study_path
-    from scenarios.models import LocalModels
+    from scenarios.models.opened import LocalModels
     from scenarios.plans import text_of
     from scenarios.run import run
     from scenarios.spec import read_scenario

@@ -21,11 +21,11 @@ from scenarios.evaluate import Evaluation, Plan, Result
 from scenarios.evaluate import chosen as best_of
 from scenarios.evaluate import evaluate as run
 from scenarios.fit import fit as fitted_on
-from scenarios.judge import Judge
 from scenarios.methods import parse_all, score
 from scenarios.metrics import mean
-from scenarios.pair import Align, Lengths, NotesHow, open_pair
-from scenarios.predictions import Store
+from scenarios.models.judge import Judge
+from scenarios.models.pair import Align, Lengths, NotesHow, open_pair
+from scenarios.models.predictions import Store
 
 JUDGE_KEY = "COSTEER_JUDGE_KEY"
 """Environment variable: the bearer token of the judge's server, if it wants one."""

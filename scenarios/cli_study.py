@@ -95,9 +95,9 @@ def table(
     as_json: bool = typer.Option(False, "--json", help="One JSON object as the last line."),
 ) -> None:
     """Print a finished study's figures as a Markdown table, with 90 % intervals."""
+    from scenarios.figures.table import only
+    from scenarios.figures.table import table as make
     from scenarios.store import Store
-    from scenarios.study_table import only
-    from scenarios.study_table import table as make
 
     found = make(
         only(Store(folder).rows(), where),

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime.errors import UsageError
+from scenarios.figures.arms import drawn
 from scenarios.metrics import Groups, difference
 from scenarios.store import Store
-from scenarios.study_arms import drawn
 
 FIGURES = {
     "ttft_ms": "lower",

@@ -16,14 +16,14 @@ import numpy as np
 from edge_runtime.candidates import codec
 from edge_runtime.errors import UsageError
 from edge_runtime.steering import PRESETS, Method
-from scenarios.aligned import by_bytes, mapped
 from scenarios.answers_row import answers_row
 from scenarios.datasets import Case
 from scenarios.methods import Score, score
 from scenarios.metrics import LEVEL, Estimate, gap_captured, ratio
-from scenarios.pair import Lengths, Pair, along, both_along
-from scenarios.predictions import CLOUD, UPLOAD, Predictions, Store, gather
-from scenarios.written import Answer, Job, write
+from scenarios.models.aligned import by_bytes, mapped
+from scenarios.models.pair import Lengths, Pair, along, both_along
+from scenarios.models.predictions import CLOUD, UPLOAD, Predictions, Store, gather
+from scenarios.models.written import Answer, Job, write
 
 RULES = 1
 """Part of every answer's key: raised when a rule of the same numbers writes other answers."""

@@ -1,7 +1,7 @@
 """Choose a rule's numbers on one half of the cases, and say what they do on the other.
 
 The search is coordinate descent over small grids on the negative log-likelihood of references: the
-figure is smooth in each number and cheap, since it needs no model (`scenarios.predictions`).
+figure is smooth in each number and cheap, since it needs no model (`scenarios.models.predictions`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edge_runtime.errors import UsageError
 from edge_runtime.steering import PRESETS, Method
 from scenarios.methods import score
 from scenarios.metrics import LEVEL, Estimate, gap_captured
-from scenarios.predictions import CLOUD, UPLOAD, Predictions
+from scenarios.models.predictions import CLOUD, UPLOAD, Predictions
 
 GRIDS: dict[str, tuple[float, ...]] = {
     "gain": (0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.1, 1.3, 1.6),

@@ -18,7 +18,7 @@ from edge_runtime.candidates import CandidateSet, Codec
 from edge_runtime.errors import UsageError
 from edge_runtime.steering import Method, method, policy
 from scenarios.metrics import kl
-from scenarios.predictions import AGNOSTIC, AWARE, CLOUD, UPLOAD, Predictions, Table
+from scenarios.models.predictions import AGNOSTIC, AWARE, CLOUD, UPLOAD, Predictions, Table
 
 
 def parse(text: str) -> Method:

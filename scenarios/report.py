@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.files import write_whole
-from scenarios import draw_page, draw_print, perfetto, timeline
-from scenarios.answer_figures import moved, spent
-from scenarios.figures import Figure
-from scenarios.page import COLOUR_KEY, coloured
-from scenarios.page_style import STYLE
+from scenarios.figures.arms import column, none, shown, too_few
+from scenarios.figures.figure import Figure
+from scenarios.figures.joined import joined, read_quality
+from scenarios.figures.which import of_study
+from scenarios.pages import draw_page, draw_print, perfetto, timeline
+from scenarios.pages.answer_figures import moved, spent
+from scenarios.pages.page import COLOUR_KEY, coloured
+from scenarios.pages.style import STYLE
 from scenarios.store import Store
-from scenarios.study_arms import column, none, shown, too_few
-from scenarios.study_figures import of_study
-from scenarios.study_joined import joined, read_quality
 
 ANSWERS = 6
 """So many answers are shown in full."""

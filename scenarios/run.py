@@ -20,12 +20,12 @@ from edge_runtime.device import CloudOnlyDevice
 from edge_runtime.ledger import ledger
 from edge_runtime.policy import Device
 from edge_runtime.transcript import Transcript
-from scenarios import placement
 from scenarios.answers import token_row
-from scenarios.models import Models
+from scenarios.cells import placement
+from scenarios.cells.trace_links import is_trace, linked
+from scenarios.models.opened import Models
 from scenarios.plans import plan_of
 from scenarios.spec import Cell
-from scenarios.trace_links import is_trace, linked
 
 
 @dataclass(frozen=True, slots=True)

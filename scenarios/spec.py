@@ -26,10 +26,10 @@ from pydantic import BeforeValidator, Field
 from edge_runtime.candidates import codec
 from edge_runtime.checked import Checked, check, toml
 from edge_runtime.errors import SpecError
+from scenarios.cells.recordings import cases as recorded_cases
+from scenarios.cells.trace_links import in_folder
 from scenarios.datasets import Case, read
-from scenarios.recordings import cases as recorded_cases
 from scenarios.settings import apply
-from scenarios.trace_links import in_folder
 
 T = TypeVar("T")
 Name = Annotated[str, Field(min_length=1)]
@@ -70,7 +70,7 @@ class CloudTable(Checked):
 
 
 class NetworkTable(Checked):
-    """Links: built-in names, profile files, or recordings (`scenarios.trace_links`); `rtt_ms`
+    """Links: built-in names, profile files, or recordings (`scenarios.cells.trace_links`); `rtt_ms`
     replaces the round trip."""
 
     profile: Names = ("lte",)
@@ -87,7 +87,7 @@ class AnswerTable(Checked):
     codec: Names = ("topk:64",)
     schedule: Names = ("lockstep",)
     placement: Axis[Placement] = ("device",)
-    """Where steering happens; "cloud" sends what the note changes up (`scenarios.placement`)."""
+    """Where steering happens; "cloud" sends what the note changes up (`cells.placement`)."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -103,13 +103,13 @@ class CaseTable(Checked):
     file: str = ""
     """Where a data set that does not ship is, relative to the scenario's folder."""
     recorded: str = ""
-    """A folder of answers that a real pair gave (`scenarios.recordings`): instead of the above."""
+    """A folder of answers that a real pair gave (`cells.recordings`): instead of the above."""
     limit: Annotated[int, Field(ge=1)] | None = None
     note_tokens: Annotated[int, Field(ge=1)] = 1000
     reference_tokens: Annotated[int, Field(ge=1)] = 150
     """Longer notes and references are cut, where quality is measured."""
     vectors: Vectors = "whole"
-    """What a study of codecs puts through them (`scenarios.codec_vectors`)."""
+    """What a study of codecs puts through them (`scenarios.cells.codec_vectors`)."""
 
 
 class FleetTable(Checked):
@@ -263,7 +263,7 @@ def scenario(content: Mapping[str, Any], *, where: str = "scenario") -> Scenario
         "arrivals_per_s": table.fleet.arrivals_per_s if table.fleet else (0.0,),
         "seed": table.seed,
     }
-    if table.measure != "codec":  # that study has names of its own (`scenarios.codec_study`)
+    if table.measure != "codec":  # that study has names of its own (`scenarios.cells.codecs`)
         for name in table.answer.codec:
             codec(name)
     for name, values in axes.items():

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from edge_runtime.checked import toml
 from edge_runtime.errors import CosteerError, EnvironmentFailure, UsageError
+from scenarios.cells.recordings import file_of
+from scenarios.cells.trace_links import files, is_trace
 from scenarios.identity import code, content_of, digest
-from scenarios.recordings import file_of
 from scenarios.spec import Cell, Scenario
 from scenarios.store import Store, content_key
-from scenarios.trace_links import files, is_trace
 
 Engine = Literal["local", "ray", "dask"]
 Group = list[tuple[str, Cell]]
@@ -169,7 +169,7 @@ _measures: dict[str, Any] = {}
 
 def run_group(group: Group, folder: str) -> list[str]:
     """The real worker: what it opens stays open for the next group in the same process."""
-    from scenarios.measures import Measures
+    from scenarios.cells.measures import Measures
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if folder not in _measures:

@@ -40,7 +40,7 @@ def smollm2_bundle() -> Bundle:
 
     digest = hashlib.sha256(SMOLLM2.sha256.encode())
     root = Path(__file__).parents[1]
-    for file in sorted([*root.glob("export/*.py"), root / "edge_runtime" / "bundle.py"]):
+    for file in sorted([*root.glob("export/**/*.py"), root / "edge_runtime" / "bundle.py"]):
         digest.update(file.read_bytes())
     folder = cache_dir() / "test-bundles" / f"smollm2-135m-cpu-int8-{digest.hexdigest()[:16]}"
     try:

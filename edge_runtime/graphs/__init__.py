@@ -1,0 +1,1 @@
+"""A bundle's graphs on onnxruntime: sessions, the two rows' cache, heads, and their memory."""

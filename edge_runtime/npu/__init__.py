@@ -1,0 +1,1 @@
+"""The two branches on a phone's NPU."""

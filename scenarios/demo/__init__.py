@@ -1,0 +1,1 @@
+"""`costeer demo`: the whole path once, for real."""

@@ -1,0 +1,1 @@
+"""The far side: the real server, and what stands in for it."""

@@ -1,0 +1,1 @@
+"""The device's parts, each against an oracle."""

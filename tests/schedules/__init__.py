@@ -1,0 +1,1 @@
+"""Schedules: the same tokens, whatever the line does."""
