@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from edge_runtime.errors import EnvironmentFailure
@@ -23,14 +23,17 @@ def check_writable(folder: Path, option: str) -> None:
         raise EnvironmentFailure(option, "nothing may be written there", got=there)
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(path: Path, content: bytes | str, *, private: bool = False) -> None:
     """Write beside `path`, then put it in its place: a reader never sees half of it.
 
-    Makes the folder if need be. Raises `OSError`.
+    `private`: what depends on somebody's note is for its owner alone; other files are for whom
+    the user's own settings (umask) say. Makes the folder if need be. Raises `OSError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     raw = content.encode("utf-8") if isinstance(content, str) else content
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    handle = os.open(part, flags, 0o600 if private else 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(raw)

@@ -112,7 +112,7 @@ class Tape:
             nodes,
             self.names,
         )
-        write_whole(path, msgspec.msgpack.encode(stored))
+        write_whole(path, msgspec.msgpack.encode(stored), private=True)
 
     @classmethod
     def load(cls, path: Path) -> Tape:

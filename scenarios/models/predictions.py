@@ -134,7 +134,7 @@ class Store:
             buffer, tokens=kept.tokens, starts=kept.starts, ids=kept.ids, logprobs=kept.logprobs
         )
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / f"{key}.npz", buffer.getvalue())
+        write_whole(self.folder / f"{key}.npz", buffer.getvalue(), private=True)
 
     def record(self, key: str) -> dict[str, Any] | None:
         """The JSON object under `key`, if any."""
@@ -147,4 +147,6 @@ class Store:
     def keep_record(self, key: str, record: Mapping[str, Any]) -> None:
         """Write a JSON object under `key`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / f"{key}.json", json.dumps(record, ensure_ascii=False))
+        write_whole(
+            self.folder / f"{key}.json", json.dumps(record, ensure_ascii=False), private=True
+        )
