@@ -39,7 +39,7 @@ def main() -> None:
     from edge_runtime.assembly import device_for
     from edge_runtime.bundle import open_bundle
     from edge_runtime.graphs.memory import peak_rss_mb
-    from edge_runtime.steering import method
+    from edge_runtime.rules import method
     from edge_runtime.text import Text
 
     bundle = open_bundle(sys.argv[1])

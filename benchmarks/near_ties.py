@@ -26,12 +26,12 @@ from cloud_sim.session import session
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import Faults, run_direct
 from edge_runtime.device import SteeredDevice
+from edge_runtime.rules import method
 from edge_runtime.schedules.actions import Schedule
 from edge_runtime.schedules.draft import draft
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
-from edge_runtime.steering import method
 from edge_runtime.text import Text
 from edge_runtime.transcript import Transcript
 from scenarios.models.branches import ModelBranches

@@ -26,7 +26,8 @@ from edge_runtime.bundle import open_bundle
 from edge_runtime.candidates import CandidateSet
 from edge_runtime.device import SteeredDevice
 from edge_runtime.npu.branches import NpuBranches
-from edge_runtime.steering import PRESETS, log_softmax
+from edge_runtime.rules import PRESETS
+from edge_runtime.steering import log_softmax
 from edge_runtime.text import Text
 from export.npu.build import NpuBuild, NpuOptions, build
 from export.npu.calibrate import shipped_prompts

@@ -52,7 +52,11 @@ def generate(
         list[float] | None, typer.Option(help="Of each note, in their order; 1 if not given.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="names, light, costeer, blend, cloud-only, device-only, ...")
+        str,
+        typer.Option(
+            help="names, light, costeer, blend, cloud-only, device-only, ...; NAME:FIELD=VALUE for"
+            " another number of one."
+        ),
     ] = "names",
     gain: Annotated[float | None, typer.Option(help="Instead of the method's own.")] = None,
     codec: Annotated[str, typer.Option(help="Candidates sent: topk:K or full.")] = "topk:64",
@@ -97,9 +101,9 @@ def generate(
     from edge_runtime.candidates import codec as codec_named
     from edge_runtime.graphs.memory import peak_rss_mb
     from edge_runtime.ledger import ledger
+    from edge_runtime.rules import method as method_named
     from edge_runtime.sampling import Sampler
     from edge_runtime.schedules.exchange import Request
-    from edge_runtime.steering import method as method_named
     from edge_runtime.text import Text
 
     _check_text(query)

@@ -10,9 +10,10 @@ import numpy as np
 from edge_runtime.candidates import CandidateSet
 from edge_runtime.errors import UsageError
 from edge_runtime.policy import Decision, Scores, Use
+from edge_runtime.rules import PRESETS
 from edge_runtime.sampling import GREEDY, Sampler
 from edge_runtime.schedules.actions import Kind, Load
-from edge_runtime.steering import AWARE, PRESETS, Method, log_softmax, policy
+from edge_runtime.steering import AWARE, Method, log_softmax, policy
 from edge_runtime.text import Prompts
 
 CLOUD = PRESETS["cloud-only"]

@@ -54,7 +54,7 @@ class OutsideClock:
         """Milliseconds outside onnxruntime for decoding a frame, head, steering and step."""
         from edge_runtime.candidates import CandidateSet
         from edge_runtime.device import SteeredDevice
-        from edge_runtime.steering import PRESETS
+        from edge_runtime.rules import PRESETS
         from edge_runtime.text import Prompts
 
         logprobs = np.linspace(-9, -1, len(ids)).astype(np.float16)

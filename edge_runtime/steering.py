@@ -13,16 +13,14 @@ candidates alone. Rules that do need the small model's normalisers say so: `Meth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.candidates import CandidateSet
-from edge_runtime.errors import UsageError, did_you_mean
+from edge_runtime.errors import UsageError
 
 Floats = npt.NDArray[np.floating]
 AWARE, AGNOSTIC = 0, 1
@@ -145,43 +143,6 @@ class Method:
             return self.gain
         done = min(1.0, position / self.decay_tokens) if self.decay_tokens else 1.0
         return self.gain + (self.late_gain - self.gain) * done
-
-
-PRESETS: Mapping[str, Method] = MappingProxyType(
-    {
-        m.name: m
-        for m in (
-            Method("costeer", gain(20)),
-            Method("light", gain(1)),
-            Method("tempered", 1.0, temper=1.2),
-            Method("names", gain(1), temper=1.2, copy=1.0),
-            Method("blend", 0.75, rule="positive", mix=0.15),
-            Method("context-steering", 1.0, base="aware"),
-            Method("linear-alignment", 1.0, base="agnostic"),
-            Method("proxy", 1.0, tuned=True),
-            Method("cloud-only"),
-            Method("device-only", base="aware"),
-            Method("upload", base="informed-cloud"),
-        )
-    }
-)
-"""`costeer`, `light`: the paper with T = 20 and T = 1. `names`: our default, measured in
-docs/quality.md. `context-steering` (CoS, arXiv 2405.01768) and `linear-alignment` (arXiv
-2401.11458): the small model steers itself. `proxy`: `edge_runtime.tuned`."""
-
-
-def method(name: str, gain: float | None = None) -> Method:
-    """The preset called `name`, with another `gain` if given. Raises `UsageError`."""
-    if name not in PRESETS:
-        raise UsageError("method", "no such method", got=name, todo=did_you_mean(name, PRESETS))
-    preset = PRESETS[name]
-    if gain is None:
-        return preset
-    if not preset.steers or name == "device-only":
-        raise UsageError(
-            f"method {name}", "this method has no gain", got=gain, todo="Leave the gain out"
-        )
-    return replace(preset, gain=gain)
 
 
 def log_softmax(scores: Floats) -> Floats:

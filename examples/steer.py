@@ -15,8 +15,8 @@ from edge_runtime.assembly import Plan, device_for
 from edge_runtime.bundle import open_bundle
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import run_direct
+from edge_runtime.rules import method
 from edge_runtime.schedules.exchange import Request
-from edge_runtime.steering import method
 from edge_runtime.text import Text
 
 QUERY = "What should I cook for dinner tonight?"

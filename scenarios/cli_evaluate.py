@@ -47,7 +47,7 @@ def evaluate(
         Path | None, typer.Option(help="The data set's file or folder, if it is not shipped.")
     ] = None,
     methods: Annotated[
-        str, typer.Option(help="Methods, with commas; NAME@GAIN for another gain.")
+        str, typer.Option(help="Methods, with commas: NAME, NAME@GAIN, NAME:FIELD=VALUE.")
     ] = DEFAULT_METHODS,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first N cases only.")] = None,
     generate: Annotated[

@@ -15,7 +15,8 @@ import numpy as np
 
 from edge_runtime.candidates import codec
 from edge_runtime.errors import UsageError
-from edge_runtime.steering import PRESETS, Method
+from edge_runtime.rules import PRESETS
+from edge_runtime.steering import Method
 from scenarios.answers_row import answers_row
 from scenarios.datasets import Case
 from scenarios.methods import Score, score

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from edge_runtime.errors import UsageError
-from edge_runtime.steering import PRESETS, Method
+from edge_runtime.rules import PRESETS
+from edge_runtime.steering import Method
 from scenarios.methods import score
 from scenarios.metrics import LEVEL, Estimate, gap_captured
 from scenarios.models.predictions import CLOUD, UPLOAD, Predictions

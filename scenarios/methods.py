@@ -1,46 +1,32 @@
-"""Which rules are compared: names as a study writes them, and what a rule does to a prediction.
+"""Which rules are compared, and what a rule does to a prediction of real models.
 
-    light, costeer, ...     a preset of `edge_runtime.steering`
-    costeer@1.2             the same with another gain
-
-It does NOT hold the rules: they run on the device and live in `edge_runtime.steering`.
+It does NOT hold the rules: they run on the device (`edge_runtime.rules`, `edge_runtime.steering`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.candidates import CandidateSet, Codec
 from edge_runtime.errors import UsageError
-from edge_runtime.steering import Method, method, policy
+from edge_runtime.rules import method
+from edge_runtime.steering import Method, policy
 from scenarios.metrics import kl
 from scenarios.models.predictions import AGNOSTIC, AWARE, CLOUD, UPLOAD, Predictions, Table
-
-
-def parse(text: str) -> Method:
-    """The method written as NAME or NAME@GAIN. Raises `UsageError`."""
-    name, at, number = text.strip().partition("@")
-    if not at:
-        return method(name)
-    try:
-        gain = float(number)
-    except ValueError:
-        raise UsageError(
-            "method", "what follows @ is no gain", got=text, allowed="NAME or NAME@GAIN"
-        ) from None
-    return replace(method(name, gain), name=f"{name}@{gain:g}")
 
 
 def parse_all(texts: str | Iterable[str]) -> list[Method]:
     """Several methods, from a comma-separated list or a sequence; each once."""
     parts = texts.split(",") if isinstance(texts, str) else texts
-    found = {one.name: one for one in map(parse, filter(str.strip, parts))}
+    found = {one.name: one for one in map(method, filter(str.strip, parts))}
     if not found:
-        raise UsageError("methods", "none was named", allowed="NAME or NAME@GAIN, with commas")
+        raise UsageError(
+            "methods", "none was named", allowed="NAME, NAME@GAIN or NAME:FIELD=VALUE, with commas"
+        )
     return list(found.values())
 
 

@@ -30,11 +30,12 @@ from cloud_sim.sim.serving import STANDARD, Batching, Serving, Totals
 from cloud_sim.sim.tape import Tape, child
 from cloud_sim.sim.waiting import Clock
 from edge_runtime.policy import Device
+from edge_runtime.rules import method
 from edge_runtime.sampling import GREEDY
 from edge_runtime.schedules.actions import Schedule
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
-from edge_runtime.steering import Method, method
+from edge_runtime.steering import Method
 from edge_runtime.timing import Parts
 
 MakeSchedule = Callable[[Device, Request], Schedule]

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from edge_runtime.candidates import Codec, Ids, best_ids, codec
 from edge_runtime.compact import pack, unpack
 from edge_runtime.errors import UsageError
-from edge_runtime.steering import method
+from edge_runtime.rules import method
 from edge_runtime.tuned import reads_notes
 from scenarios.cells.codec_vectors import Vectors
 from scenarios.methods import seen, steered

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.candidates import codec
-from edge_runtime.steering import method
+from edge_runtime.rules import method
 from edge_runtime.tuned import reads_notes
 from edge_runtime.weights import cache_dir
 from scenarios.cells.recordings import RecordedPair

@@ -26,9 +26,10 @@ from cloud_sim.sim.tape import Tape, child
 from edge_runtime.candidates import CandidateSet, TopK
 from edge_runtime.errors import SpecError, UsageError
 from edge_runtime.policy import Decision, Scores
+from edge_runtime.rules import method
 from edge_runtime.sampling import GREEDY
 from edge_runtime.schedules.exchange import Request
-from edge_runtime.steering import Method, method
+from edge_runtime.steering import Method
 from scenarios.datasets import Case
 
 if TYPE_CHECKING:

@@ -97,8 +97,8 @@ def _answer(job: Job) -> None:
     from edge_runtime.candidates import codec
     from edge_runtime.connections.websocket import answer
     from edge_runtime.graphs.memory import peak_rss_mb
+    from edge_runtime.rules import method
     from edge_runtime.schedules.exchange import Request
-    from edge_runtime.steering import method
     from edge_runtime.text import Text
     from edge_runtime.transcript import TokenRecord
     from scenarios.answers import answer_row, token_row

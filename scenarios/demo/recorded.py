@@ -19,8 +19,8 @@ from cloud_sim.sim.tape import Tape
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.candidates import CandidateSet, Codec, Floats
 from edge_runtime.device import SteeredDevice
+from edge_runtime.rules import method
 from edge_runtime.sampling import Sampler
-from edge_runtime.steering import method
 from edge_runtime.text import Text
 from edge_runtime.transcript import TokenRecord
 from scenarios.spec import Cell

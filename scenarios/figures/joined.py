@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import SpecError, UsageError
-from edge_runtime.steering import Method, method
+from edge_runtime.rules import method
+from edge_runtime.steering import Method
 from scenarios.figures.arms import arms, drawn, others
 from scenarios.figures.figure import Figure, Point, Series
-from scenarios.methods import parse
 from scenarios.metrics import mean
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def read_quality(path: Path) -> dict[Method, dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").strip().splitlines()
         rows: dict[str, dict[str, Any]] = json.loads(lines[-1])
-        found = {_unnamed(parse(name)): row for name, row in rows.items() if "gap_captured" in row}
+        found = {_unnamed(method(name)): row for name, row in rows.items() if "gap_captured" in row}
     except (OSError, ValueError, IndexError, AttributeError, UsageError) as error:
         raise SpecError(
             str(path),

@@ -15,8 +15,8 @@ from cloud_sim.sim.tape import Tape
 from edge_runtime.assembly import public_query
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import FELL_SHORT, EnvironmentFailure, UsageError
+from edge_runtime.rules import method
 from edge_runtime.sampling import Sampler
-from edge_runtime.steering import method
 from edge_runtime.text import Prompts, Text
 from edge_runtime.tuned import reads_notes
 from edge_runtime.weights import ALIASES, cache_dir

@@ -20,11 +20,12 @@ from edge_runtime.connections.direct import run_direct
 from edge_runtime.device import SteeredDevice
 from edge_runtime.errors import SpecError, UsageError
 from edge_runtime.policy import Scores
+from edge_runtime.rules import method
 from edge_runtime.sampling import Sampler
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
-from edge_runtime.steering import Method, method
+from edge_runtime.steering import Method
 from edge_runtime.text import Prompts
 from edge_runtime.transcript import Transcript
 from tests.fakes import FakeCloud

@@ -26,10 +26,10 @@ from edge_runtime.candidates import CandidateSet, codec
 from edge_runtime.connections.direct import run_direct
 from edge_runtime.device import SteeredDevice
 from edge_runtime.errors import UsageError
+from edge_runtime.rules import PRESETS
 from edge_runtime.sampling import GREEDY, Sampler
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
-from edge_runtime.steering import PRESETS
 from edge_runtime.text import Text
 from edge_runtime.translated import How, TranslatedDevice
 from tests.fakes import FakeCloud

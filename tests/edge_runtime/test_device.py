@@ -9,8 +9,9 @@ import pytest
 
 from edge_runtime.candidates import CandidateSet, TopK
 from edge_runtime.device import CloudOnlyDevice, SteeredDevice, choose
+from edge_runtime.rules import PRESETS, method
 from edge_runtime.sampling import GREEDY, Sampler
-from edge_runtime.steering import PRESETS, log_softmax, method
+from edge_runtime.steering import log_softmax
 from edge_runtime.text import Prompts
 
 

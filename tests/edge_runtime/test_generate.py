@@ -25,8 +25,8 @@ from edge_runtime.branches import open_branches
 from edge_runtime.bundle import MANIFEST, Bundle
 from edge_runtime.candidates import codec
 from edge_runtime.connections.websocket import answer
+from edge_runtime.rules import method
 from edge_runtime.schedules.exchange import Request
-from edge_runtime.steering import method
 from edge_runtime.text import Text
 
 NOTE = "I am a vegetarian in Porto.\n"

@@ -27,10 +27,10 @@ from edge_runtime.governor import (
     narrowed,
 )
 from edge_runtime.policy import Decision
+from edge_runtime.rules import PRESETS
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.shorten import shorten
-from edge_runtime.steering import PRESETS
 from edge_runtime.text import Prompts, Text
 from edge_runtime.transcript import Parts, TokenRecord
 from tests.fakes import FakeCloud

@@ -15,11 +15,12 @@ from cloud_sim.session import session
 from edge_runtime.candidates import CandidateSet, codec
 from edge_runtime.connections.direct import run_direct
 from edge_runtime.ledger import bound_bits, ledger
+from edge_runtime.rules import method
 from edge_runtime.sampling import GREEDY, Sampler
 from edge_runtime.schedules.draft import draft
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
-from edge_runtime.steering import Method, method, policy
+from edge_runtime.steering import Method, policy
 from tests.fakes import FakeCloud, FakeDevice
 
 REQUEST = Request("q", "", codec("full"), 30)

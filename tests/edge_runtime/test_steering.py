@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 
 from edge_runtime.candidates import CandidateSet
 from edge_runtime.errors import UsageError
+from edge_runtime.rules import PRESETS, method
 from edge_runtime.sampling import Sampler, uniform
-from edge_runtime.steering import (
-    PRESETS,
-    Method,
-    gain,
-    log_softmax,
-    method,
-    policy,
-    steer,
-)
+from edge_runtime.steering import Method, gain, log_softmax, policy, steer
 
 Array = npt.NDArray[np.floating]
 Numbers = tuple[int, float, float, float, float]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from edge_runtime.assembly import device_for
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import UsageError
-from edge_runtime.steering import PRESETS
+from edge_runtime.rules import PRESETS
 from edge_runtime.text import Text
 from scenarios.cells.measures import Measures
 from scenarios.datasets import Case, read

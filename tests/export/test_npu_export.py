@@ -19,7 +19,8 @@ from edge_runtime.errors import FELL_SHORT, BudgetExceeded, EnvironmentFailure, 
 from edge_runtime.npu import qnn
 from edge_runtime.npu.branches import BACKEND_VARIABLE, NpuBranches
 from edge_runtime.npu.manifest import NpuSection
-from edge_runtime.steering import PRESETS, log_softmax
+from edge_runtime.rules import PRESETS
+from edge_runtime.steering import log_softmax
 from edge_runtime.text import Text
 from export.npu.build import NpuOptions
 from export.npu.compile import HTP

@@ -24,9 +24,10 @@ from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import run_direct
 from edge_runtime.device import CloudOnlyDevice
 from edge_runtime.errors import UsageError
+from edge_runtime.rules import PRESETS
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
-from edge_runtime.steering import PRESETS, log_softmax
+from edge_runtime.steering import log_softmax
 from edge_runtime.text import Text
 from scenarios.datasets import Case, read
 from scenarios.evaluate import Plan, evaluate

@@ -10,7 +10,7 @@ from edge_runtime.assembly import device_for
 from edge_runtime.branches import open_branches
 from edge_runtime.bundle import Bundle
 from edge_runtime.candidates import codec
-from edge_runtime.steering import method
+from edge_runtime.rules import method
 from edge_runtime.text import Text
 from scenarios.datasets import read
 

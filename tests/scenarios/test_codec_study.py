@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.candidates import codec
 from edge_runtime.errors import UsageError
-from edge_runtime.steering import PRESETS
+from edge_runtime.rules import PRESETS
 from scenarios.cells.codec_vectors import REST, Vectors
 from scenarios.cells.codecs import DeltaPacked, Trained, frames, measure
 from scenarios.methods import score

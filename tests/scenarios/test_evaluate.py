@@ -18,12 +18,13 @@ from edge_runtime.branches import open_branches
 from edge_runtime.bundle import Bundle
 from edge_runtime.candidates import codec
 from edge_runtime.errors import UsageError
-from edge_runtime.steering import PRESETS, Method, log_softmax
+from edge_runtime.rules import PRESETS, method
+from edge_runtime.steering import Method, log_softmax
 from edge_runtime.text import Text
 from scenarios.datasets import Case, read
 from scenarios.evaluate import Evaluation, Plan, evaluate, predictions
 from scenarios.fit import fit, halves
-from scenarios.methods import parse, parse_all, score, steered
+from scenarios.methods import parse_all, score, steered
 from scenarios.metrics import kl
 from scenarios.models.branches import ModelBranches
 from scenarios.models.pair import Lengths, Pair, along, both_along
@@ -262,8 +263,8 @@ def test_two_vocabularies_are_refused(cloud: TransformersModel, pair: Pair) -> N
 
 
 def test_methods_are_named_with_or_without_a_gain() -> None:
-    assert parse("light") == PRESETS["light"]
-    assert parse("costeer@1.2").gain == 1.2
+    assert method("light") == PRESETS["light"]
+    assert method("costeer@1.2").gain == 1.2
     assert [m.name for m in parse_all("light, costeer,light")] == ["light", "costeer"]
     for wrong in ("lihgt", "light@x", "upload@2", ","):
         with pytest.raises(UsageError):

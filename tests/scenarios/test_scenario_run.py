@@ -20,8 +20,8 @@ from cloud_sim.sim.replay import Replay
 from cloud_sim.sim.tape import Tape
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import UsageError
+from edge_runtime.rules import method
 from edge_runtime.sampling import Sampler
-from edge_runtime.steering import method
 from scenarios.cells.measures import Measures
 from scenarios.models.reuse import Reusing
 from scenarios.plans import plan_of, text_of

@@ -16,10 +16,10 @@ from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.simulate import simulate
 from edge_runtime.candidates import codec
 from edge_runtime.errors import SpecError, UsageError
+from edge_runtime.rules import method
 from edge_runtime.sampling import GREEDY
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
-from edge_runtime.steering import method
 from scenarios.cells.measures import Measures
 from scenarios.cells.recordings import END_IDS, RecordedReplay, Recording, cases
 from scenarios.cells.trace_links import in_folder, linked
