@@ -109,7 +109,7 @@ def table(rows: list[dict[str, object]], varied: tuple[str, ...]) -> object:
     }
     table = Table()
     for axis in axes:
-        table.add_column(axis)
+        table.add_column(axis, overflow="fold")
     for title in columns.values():
         table.add_column(title, justify="right")
     for row in rows:
