@@ -130,13 +130,14 @@ async def test_a_broken_line_makes_tokens_late_and_is_mended_meanwhile(
     sources: list[str] = []
     asked = Request("what?", "", codec("topk:8"), 1500)
     alone = Deadline(5, "device")
-    async with Cutter(server.port, [6]).serving() as line:
+    async with Cutter(server.port, []).serving() as line:
 
         def on_token(record: TokenRecord) -> None:
             assert record.decision is not None
             sources.append(record.decision.source)
             if len(sources) == 2:
-                line.port = 1
+                line.port = 1  # before the cut, so that no attempt finds the server
+                line.cut_now()
             if sources.count("device") == 5:
                 line.port = server.port
 
