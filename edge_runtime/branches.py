@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from edge_runtime.device import Branches
     from edge_runtime.snapshot import Shelf
 
+_UNSIGNED = np.dtype(np.uint64)
 PAGES_EVERY = 4
 """Heads between two times that mapped pages are given back: each maps 4 MB, a quarter of a
 megabyte of which it needs; bringing that back takes 0.1 ms."""
@@ -210,7 +211,7 @@ class TwoBranches:
         if ids is not None:
             ids = np.asarray(ids, np.int64)
             # Seen without a sign, a negative id is a huge one.
-            if not len(ids) or ids.view(np.uint64).max() >= self.vocabulary_size:
+            if not len(ids) or np.maximum.reduce(ids.view(_UNSIGNED)) >= self.vocabulary_size:
                 raise UsageError(
                     "candidates",
                     "ids outside the small model's vocabulary, or none at all",

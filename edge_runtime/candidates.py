@@ -23,6 +23,9 @@ Floats = npt.NDArray[np.floating]
 
 _FP16_FLOOR = -65504.0
 _MASS = struct.Struct("<f")
+# Made once: a frame is decoded for every token, and a type's name would be read each time.
+_U4, _F2 = np.dtype("<u4"), np.dtype("<f2")
+_ID, _F4 = np.dtype(np.int64), np.dtype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +135,10 @@ class TopK:
             raise ConnectionFailed(
                 "candidates", "a top-k payload has a wrong length", got=f"{len(payload)} bytes"
             )
-        ids = np.frombuffer(payload, dtype="<u4", count=count).astype(np.int64)
-        logprobs = np.frombuffer(payload, dtype="<f2", count=count, offset=4 * count)
+        ids = np.frombuffer(payload, _U4, count).astype(_ID)
+        logprobs = np.frombuffer(payload, _F2, count, 4 * count).astype(_F4)
         (left_out,) = _MASS.unpack_from(payload, 6 * count)
-        return CandidateSet(ids, logprobs.astype(np.float32), left_out=left_out)
+        return CandidateSet(ids, logprobs, left_out)
 
 
 CODECS = "full, full8, topk:K, packed:K, nucleus:P"

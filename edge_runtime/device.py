@@ -68,23 +68,25 @@ def choose(
     """
     rule = method if scores is not None else CLOUD
     steered = policy(rule, candidates, scores, position)
-    base, chosen = steered.base, steered.policy
-    if token is None:
-        token = sampler.token(steered.ids, chosen, position)
-    margin = float("inf")
+    ids, base, chosen = steered.ids, steered.base, steered.policy
+    best, margin = int(chosen.argmax()), float("inf")
     if len(chosen) > 1:
-        ranked = chosen.copy()
-        ranked.partition(len(chosen) - 2)
-        second, best = ranked[-2:]
-        margin = float(best - second)
+        others = chosen.copy()
+        others[best] = -np.inf
+        margin = float(chosen[best] - np.maximum.reduce(others))
+    if token is None and sampler.temperature == 0:
+        at, known, token = best, True, int(ids[best])
+    else:
+        if token is None:
+            token = sampler.token(ids, chosen, position)
+        at = int(ids.searchsorted(token))
+        known = at < len(ids) and ids[at] == token
     if sampler.temperature not in (0, 1):
         base, chosen = (log_softmax(x / x.dtype.type(sampler.temperature)) for x in (base, chosen))
-    at = int(steered.ids.searchsorted(token))
-    known = at < len(steered.ids) and steered.ids[at] == token
     cloud = rule.asks_cloud
     return Decision(
         token=token,
-        base_token=candidates.best if cloud else int(steered.ids[base.argmax()]),
+        base_token=candidates.best if cloud else int(ids[base.argmax()]),
         policy_logprob=float(chosen[at]) if known else -np.inf,
         base_logprob=float(base[at]) if known else -np.inf,
         margin=margin,
