@@ -161,11 +161,12 @@ def device(bundle: Path) -> dict[str, float]:
     from benchmarks.generate_memory import peak_over_bundle
     from edge_runtime.profile import measure
 
-    report = measure(bundle, rounds=15, prefill_lengths=(32,))
+    # Two processes of one build differ by a tenth, likely by where their pages lie.
+    reports = [measure(bundle, rounds=15, prefill_lengths=(32,)) for _ in range(5)]
     return {
         "peak RSS / bundle": peak_over_bundle(bundle),
-        "growth over 500 tokens, MB": report["grown_mb_after_500_tokens"],
-        "outside onnxruntime, ms": report["outside_ms"],
+        "growth over 500 tokens, MB": max(one["grown_mb_after_500_tokens"] for one in reports),
+        "outside onnxruntime, ms": float(np.median([one["outside_ms"] for one in reports])),
     }
 
 
