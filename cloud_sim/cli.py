@@ -51,6 +51,10 @@ def serve(
     max_answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 2048,
     max_frame_bytes: Annotated[int, typer.Option(min=64, help="One uplink message.")] = 65_536,
     idle_s: Annotated[float, typer.Option(min=0.1, help="Silence allowed.")] = 120.0,
+    kept_caches: Annotated[
+        int, typer.Option(min=0, help="Caches kept for devices whose connection broke.")
+    ] = 16,
+    kept_s: Annotated[float, typer.Option(min=1, help="How long, at the least.")] = 300.0,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM file, for wss.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file, for wss.")] = None,
     as_json: Annotated[
@@ -72,6 +76,8 @@ def serve(
         sessions=max_sessions,
         frame_bytes=max_frame_bytes,
         idle_s=idle_s,
+        kept_caches=kept_caches,
+        kept_s=kept_s,
     )
     listener = bound(host, port)
 

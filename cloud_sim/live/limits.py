@@ -20,5 +20,9 @@ class ServerLimits:
     """Messages that may wait to be looked at, per session."""
     idle_s: float = 120.0
     """Silence allowed while the cloud waits for the device."""
+    kept_caches: int = 16
+    """Caches of broken connections that wait for their devices; 0: none."""
+    kept_s: float = 300.0
+    """How long they wait, at the least; twice as long at the most."""
     send_s: float = 20.0
     """A client that takes nothing for so long is dropped."""

@@ -48,7 +48,7 @@ class Service:
         self.limits = limits
         self.engine = Engine(model)
         self._token = token
-        self._shelf = Shelf()
+        self._shelf = Shelf(limits.kept_caches)
         self._connections: set[asyncio.Task[None]] = set()
         self.sessions = 0
         """Connections that are being served."""
@@ -128,6 +128,12 @@ class Service:
             }
         )
 
+    async def forget(self) -> None:
+        """Let go of the caches that no device came back for, until cancelled."""
+        while True:
+            await asyncio.sleep(self.limits.kept_s)
+            self._shelf.age()
+
     async def stop(self) -> None:
         """End all sessions and the engine."""
         for task in list(self._connections):
@@ -148,9 +154,11 @@ def create_app(
         service = Service(model, limits or ServerLimits(), token)
         app.state.service = service
         holder.append(service)
+        forgetting = asyncio.create_task(service.forget())
         try:
             yield
         finally:
+            forgetting.cancel()
             holder.remove(service)
             await service.stop()
 

@@ -56,6 +56,8 @@ class Shelf:
     size: int = 16
     """Caches kept; the one that has waited longest goes first."""
     _caches: OrderedDict[str, Cache] = field(default_factory=OrderedDict)
+    _waited: set[str] = field(default_factory=set)
+    """Sessions whose caches were here when `age` was last called."""
 
     def __len__(self) -> int:
         return len(self._caches)
@@ -65,6 +67,7 @@ class Shelf:
         stale = self._caches.pop(session, None)
         if stale is not None:
             stale.close()
+        self._waited.discard(session)
         self._caches[session] = cache
         while len(self._caches) > self.size:
             self._caches.popitem(last=False)[1].close()
@@ -72,6 +75,13 @@ class Shelf:
     def take(self, session: str) -> Cache | None:
         """The cache kept for `session`; the caller owns it now."""
         return self._caches.pop(session, None)
+
+    def age(self) -> None:
+        """Free what was here at the last call already: called every so often, it keeps each cache
+        for once to twice as long."""
+        for session in self._waited & self._caches.keys():
+            self._caches.pop(session).close()
+        self._waited = set(self._caches)
 
     def clear(self) -> None:
         """Free them all (the server stops)."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cloud_sim.model import Logprobs, ScoreRequest
 from cloud_sim.net.catalogue import network
 from cloud_sim.session import Shelf, session
+from cloud_sim.session.cache import Cache
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.simulate import simulate
 from edge_runtime.candidates import CandidateSet, codec
@@ -264,6 +265,29 @@ def test_the_shelf_keeps_the_newest_and_frees_the_rest() -> None:
     kept.close()
     shelf.clear()
     assert not cloud.open_sequences
+
+
+def test_a_cache_that_nobody_comes_back_for_is_freed() -> None:
+    cloud, shelf = FakeCloud(32), Shelf()
+    shelf.put("first", Cache.empty(cloud))
+    shelf.age()
+    shelf.put("second", Cache.empty(cloud))
+    shelf.put("third", Cache.empty(cloud))
+    shelf.age()
+    assert shelf.take("first") is None
+    third = shelf.take("third")
+    assert third is not None
+    shelf.put("third", third)  # it came, and its connection broke again
+    shelf.age()
+    assert len(shelf) == len(cloud.open_sequences) == 1
+    shelf.age()
+    assert not cloud.open_sequences
+
+
+def test_a_shelf_for_none_keeps_none() -> None:
+    cloud, shelf = FakeCloud(32), Shelf(0)
+    shelf.put("first", Cache.empty(cloud))
+    assert len(shelf) == len(cloud.open_sequences) == 0
 
 
 def test_a_server_that_comes_back_with_another_model_is_refused() -> None:
