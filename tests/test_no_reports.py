@@ -60,3 +60,30 @@ def test_who_wants_to_report_may() -> None:
         check=True,
     )
     assert done.stdout == "0\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "reports"),
+    [
+        ("huggingface_hub.constants", "not module.HF_HUB_DISABLE_TELEMETRY"),
+        ("ray._common.usage.usage_lib", "module.usage_stats_enabled()"),
+    ],
+)
+def test_other_libraries_are_silent_too(module: str, reports: str) -> None:
+    """Theirs to say whether they would report; without us they would."""
+    pytest.importorskip(module)
+    ask = f"import importlib; module = importlib.import_module({module!r}); print({reports})"
+    names = ("HF_HUB_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED", "DO_NOT_TRACK")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+
+    def asked(code: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=clean,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+
+    assert (asked(ask), asked(f"import edge_runtime; {ask}")) == ("True", "False")
