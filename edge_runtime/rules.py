@@ -68,7 +68,12 @@ def method(text: str, gain: float | None = None) -> Method:
         field, value = _setting(text, setting)
         fields[field] = value
         name += f":{field}={value}" if isinstance(value, str) else f":{field}={value:g}"
-    return replace(rule, name=name, **fields)
+    rule = replace(rule, name=name, **fields)
+    if "temper" in fields and not rule.steers:
+        raise UsageError(
+            f"method {text}", "this method does not steer, so nothing is tempered", got=rule.temper
+        )
+    return rule
 
 
 def _setting(text: str, setting: str) -> tuple[str, Any]:

@@ -55,6 +55,7 @@ def test_a_rule_is_read_back_from_its_own_name(name: str, numbers: dict[str, flo
         ("light:rule=positiv", r"no such rule \(got positiv; allowed linear, positive\)"),
         ("light:mix=2", r"the mix is out of range \(got 2\.0; allowed 0 to 1\)"),
         ("upload@1", r"method upload: this method has no gain"),
+        ("cloud-only:temper=1.2", r"does not steer, so nothing is tempered \(got 1\.2\)"),
     ],
 )
 def test_a_slip_is_named(text: str, says: str) -> None:
