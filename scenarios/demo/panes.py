@@ -31,6 +31,8 @@ class Panes:
         self._at = None
         self._live.update(self._render(), refresh=True)
         self._live.stop()
+        if not self._live.console.is_terminal:
+            self._live.console.line()  # on a terminal, rich ends the line itself
 
     def push(self, pane: int, piece: str) -> None:
         """Add `piece` to the pane's answer."""

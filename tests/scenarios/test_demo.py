@@ -11,6 +11,7 @@ from rich.console import Console
 
 from edge_runtime.bundle import Bundle
 from scenarios.demo.device_process import DeviceFailed, Job, events
+from scenarios.demo.panes import Panes
 from scenarios.demo.server_process import ServerProcess
 from scenarios.demo.verb import show
 from scenarios.pages.page import page
@@ -64,3 +65,16 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
         pytest.raises(EnvironmentFailure, match=r"it did not start: .*no-model"),
     ):
         server.wait()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_panes_end_their_line(terminal: bool) -> None:
+    """What follows them begins on a line of its own, in a file as on a screen."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=60)
+    with Panes(console, ["one", "two"]) as panes:
+        panes.push(0, "said")
+    console.print("next")
+    lines = out.getvalue().splitlines()
+    assert lines[-1] == "next"
+    assert any("said" in line for line in lines)
