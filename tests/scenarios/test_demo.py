@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,6 @@ def test_the_panes_end_their_line(terminal: bool) -> None:
     with Panes(console, ["one", "two"]) as panes:
         panes.push(0, "said")
     console.print("next")
-    lines = out.getvalue().splitlines()
+    lines = re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", out.getvalue()).splitlines()
     assert lines[-1] == "next"
     assert any("said" in line for line in lines)
