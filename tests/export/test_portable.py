@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from edge_runtime.branches import TwoBranches
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.steering import AGNOSTIC, AWARE
+from edge_runtime.text import Text
 from export.pipeline import export_bundle
 from export.portable import _named
 from export.runner import BundleRunner
@@ -190,3 +191,18 @@ def test_the_commands_run_it_like_any_bundle(portable: Bundle, tmp_path: Path) -
         "profile", str(portable.path), "--context-tokens", "100", "--past", "32", "--rounds", "3"
     )
     assert report["ops_ms"]["MatMulNBits"] > 0
+
+
+@pytest.mark.weights
+def test_real_weights_become_one_too(smollm2_bundle: Bundle, tmp_path: Path) -> None:
+    """A tiny model's weights may lie inside its graph where real ones cannot: once an export of the
+    former passed every test and one of the latter failed. The two forms of one model agree."""
+    made = export_bundle("smollm2-135m", tmp_path / "out", target="portable", verify=False)
+    ids = Text.open(smollm2_bundle).prompts("What should I cook for dinner tonight?").agnostic
+    said = []
+    for bundle in (smollm2_bundle, open_bundle(made.path)):
+        rows = TwoBranches.open(bundle, max_length=128)
+        rows.prefill(ids, ids)
+        said.append(log_softmax(rows.logits()[AWARE]))
+    assert kl(said[0], said[1]) < 0.05
+    assert said[0].argmax() == said[1].argmax()
