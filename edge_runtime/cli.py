@@ -72,7 +72,9 @@ def generate(
     branches: Annotated[int, typer.Option(help="runahead: continuations at once.")] = 0,
     draft_tokens: Annotated[int, typer.Option(help="draft: tokens at a time; 0: adapts.")] = 0,
     gate: Annotated[str, typer.Option(help="none, latch or reopen.")] = "none",
-    token_deadline_ms: Annotated[float, typer.Option(help="When a token is late.")] = 0.0,
+    token_deadline_ms: Annotated[
+        float, typer.Option(help="When a token is late (with --on-late).")
+    ] = 0.0,
     on_late: Annotated[str, typer.Option(help="Then: wait, device or cloud.")] = "wait",
     align: Annotated[
         Align, typer.Option(help="Where the cloud has another tokenizer: map or byte.")

@@ -20,7 +20,7 @@ def simulate(
     branches: int = typer.Option(0, help="runahead: continuations at once."),
     draft_tokens: int = typer.Option(0, help="draft: tokens at a time; 0: adapts."),
     gate: str = typer.Option("none", help="none, latch or reopen."),
-    token_deadline_ms: float = typer.Option(0.0, help="When a token is late."),
+    token_deadline_ms: float = typer.Option(0.0, help="When a token is late (with --on-late)."),
     on_late: str = typer.Option("wait", help="Then: wait, device or cloud."),
     tapes: Path | None = typer.Option(
         None, help="Folder of recorded answers: replayed and added to. As private as the note."

@@ -48,6 +48,13 @@ class Deadline:
             )
         if not math.isfinite(self.token_ms):
             raise UsageError("token-deadline-ms", "the deadline is no time", got=self.token_ms)
+        if self.on_late == "wait" and self.token_ms:
+            raise UsageError(
+                "token-deadline-ms",
+                "nothing happens at this deadline, since late tokens are waited for",
+                got=self.token_ms,
+                todo="Say what a late token is to be: --on-late device or cloud",
+            )
         if self.on_late != "wait" and not self.token_ms:
             raise UsageError(
                 "on-late",

@@ -55,6 +55,8 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         gate("reopn")
     with pytest.raises(UsageError, match="needs a deadline to be late for"):
         Deadline(0, "device")
+    with pytest.raises(UsageError, match=r"late tokens are waited for \(got 250\)\. Say what"):
+        Deadline(250)
     with pytest.raises(UsageError, match="Did you mean device"):
         Deadline(10, "devise")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="drafts leave nothing for a gate to save"):
