@@ -15,7 +15,6 @@ same     positions where the best steered token is the float model's
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -24,21 +23,20 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.kept_pair import opened, parser
 from edge_runtime.branches import open_branches
 from edge_runtime.bundle import open_bundle
 from edge_runtime.steering import Method
-from scenarios.datasets import Case, read
-from scenarios.evaluate import predictions
+from scenarios.datasets import Case
 from scenarios.methods import about_names, parse_all, score, steered
 from scenarios.metrics import Estimate, gap_captured, kl, ratio
-from scenarios.models.pair import Lengths, Pair, both_along, open_pair
+from scenarios.models.pair import Pair, both_along
 from scenarios.models.predictions import (
     AGNOSTIC,
     AWARE,
     CLOUD,
     UPLOAD,
     Predictions,
-    Store,
     with_rest,
 )
 
@@ -89,26 +87,13 @@ def compare(
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("data", type=Path)
-    options.add_argument("--dataset", default="cogenesis")
-    options.add_argument("--device", required=True, help="float:MODEL")
-    options.add_argument("--cloud", required=True)
-    options.add_argument("--cloud-dtype", default="float16")
-    options.add_argument("--cache", type=Path, required=True)
+    options = parser(__doc__, METHODS)
     options.add_argument("--bundles", type=Path, nargs="+", required=True)
-    options.add_argument("--methods", default=METHODS)
-    options.add_argument("--limit", type=int, default=40)
-    options.add_argument("--note-tokens", type=int, default=600)
-    options.add_argument("--reference-tokens", type=int, default=120)
     options.add_argument("--threads", type=int, default=1)
     asked = options.parse_args()
     rules = parse_all(asked.methods)
-    lengths = Lengths(asked.note_tokens, asked.reference_tokens)
-    pair = open_pair(asked.device, asked.cloud, cloud_dtype=asked.cloud_dtype)
-    store = Store(asked.cache)
-    cases = [pair.cut(c, lengths) for c in read(asked.dataset, asked.data, asked.limit)]
-    floats = [predictions(case, pair, lengths, store) for case in cases]
+    measured = opened(asked)
+    pair, cases, floats = measured.pair, measured.cases, measured.predictions
     print("| device | rule | float | bundle | points gained | KL | same best token |")
     print("|---|---|---|---|---|---|---|")
     for folder in asked.bundles:

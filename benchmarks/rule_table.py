@@ -15,25 +15,20 @@ facts          positions where the best token belongs to a name or number of the
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.kept_pair import opened, parser
 from edge_runtime.rules import method
 from edge_runtime.steering import Floats, Method, log_softmax
-from scenarios.datasets import read
-from scenarios.evaluate import predictions
 from scenarios.fit import halves
 from scenarios.methods import about_names, parse_all, steered
 from scenarios.metrics import Estimate, gap_captured, kl, ratio
-from scenarios.models.pair import Lengths, open_pair
-from scenarios.models.predictions import UPLOAD, Predictions, Store
+from scenarios.models.predictions import UPLOAD, Predictions
 
 METHODS = (
     "cloud-only,upload,device-only,light,light@0.6,costeer@1,costeer,light@1:rule=positive,blend,"
@@ -140,25 +135,8 @@ def line(name: str, row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("data", type=Path)
-    options.add_argument("--dataset", default="cogenesis")
-    options.add_argument("--device", required=True, help="float:MODEL")
-    options.add_argument("--cloud", required=True)
-    options.add_argument("--cloud-dtype", default="float16")
-    options.add_argument("--cache", type=Path, required=True)
-    options.add_argument("--methods", default=METHODS)
-    options.add_argument("--limit", type=int, default=40)
-    options.add_argument("--note-tokens", type=int, default=600)
-    options.add_argument("--reference-tokens", type=int, default=120)
-    asked = options.parse_args()
-    lengths = Lengths(asked.note_tokens, asked.reference_tokens)
-    pair = open_pair(asked.device, asked.cloud, cloud_dtype=asked.cloud_dtype)
-    cases = [pair.cut(c, lengths) for c in read(asked.dataset, asked.data, asked.limit)]
-    kept = []
-    for number, case in enumerate(cases, 1):
-        kept.append(predictions(case, pair, lengths, Store(asked.cache)))
-        print(f"case {number} of {len(cases)}", file=sys.stderr, flush=True)
+    asked = parser(__doc__, METHODS).parse_args()
+    kept = opened(asked).predictions
     found = table(parse_all(asked.methods), kept)
     print("| rule | nats per token | gap captured | other half | all tempered | KL to upload |"
           " differs | facts |")  # fmt: skip

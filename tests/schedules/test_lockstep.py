@@ -19,7 +19,7 @@ from edge_runtime import wire
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import Wiretap, run_direct
 from edge_runtime.errors import ConnectionFailed, Refused
-from edge_runtime.schedules.actions import Arrival, Receive, Schedule, Send
+from edge_runtime.schedules.actions import Arrival, Moves, Receive, Schedule, Send
 from edge_runtime.schedules.exchange import Request, refused
 from edge_runtime.schedules.lockstep import lockstep
 from tests.fakes import FakeCloud, FakeDevice
@@ -143,11 +143,11 @@ def test_a_frame_before_open_is_refused() -> None:
         handler.send(0.0)
 
 
-def test_frames_that_cannot_be_used_end_in_a_refusal_not_in_ever_more_memory() -> None:
-    def flood() -> Schedule:
-        yield Send(Request("q", "", codec("topk:4"), 4).open("step"))
-        for epoch in range(70):
-            yield Send(wire.Extend(epoch + 2, 0, (1,)))
+def is_refused_as_out_of_turn(said: Moves) -> None:
+    """What `said` sends ends in that refusal, and leaves nothing behind in the cloud."""
+
+    def to_the_refusal() -> Schedule:
+        yield from said
         while True:
             event = yield Receive()
             if isinstance(event.frame, wire.Refusal):
@@ -155,25 +155,27 @@ def test_frames_that_cannot_be_used_end_in_a_refusal_not_in_ever_more_memory() -
 
     cloud = FakeCloud(32)
     with pytest.raises(Refused, match="out of turn"):
-        run_direct(flood(), session(cloud))
+        run_direct(to_the_refusal(), session(cloud))
     assert not cloud.open_sequences
+
+
+def test_frames_that_cannot_be_used_end_in_a_refusal_not_in_ever_more_memory() -> None:
+    def flood() -> Moves:
+        yield Send(Request("q", "", codec("topk:4"), 4).open("step"))
+        for epoch in range(70):
+            yield Send(wire.Extend(epoch + 2, 0, (1,)))
+
+    is_refused_as_out_of_turn(flood())
 
 
 def test_a_connection_may_change_its_mind_only_so_often() -> None:
     """Each `Open` asks for another mode; what the cloud remembers of them is bounded."""
 
-    def fickle() -> Schedule:
+    def fickle() -> Moves:
         for n in range(40):
             yield Send(Request("q", "", codec("topk:4"), 4 + n).open("step"))
-        while True:
-            event = yield Receive()
-            if isinstance(event.frame, wire.Refusal):
-                raise refused(event.frame)
 
-    cloud = FakeCloud(32)
-    with pytest.raises(Refused, match="out of turn"):
-        run_direct(fickle(), session(cloud))
-    assert not cloud.open_sequences
+    is_refused_as_out_of_turn(fickle())
 
 
 def test_a_session_that_is_dropped_frees_its_cache() -> None:
