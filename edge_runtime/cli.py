@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from edge_runtime.cli_show import Stream, table
-from edge_runtime.errors import UsageError
+from edge_runtime.errors import CosteerError, UsageError
 
 if TYPE_CHECKING:
     from edge_runtime.assembly import AnyDevice, Plan, Stranger
@@ -32,8 +32,15 @@ MOST_PADDING = 1 << 20
 MOST_WEIGHT = 100.0
 """As far as a gain may go (`edge_runtime.steering`); a note may also be steered away from."""
 
-COUNTED = {"divergences": 0, "accepted": 0, "gated": 0, "late": 0, "wasted_cloud_tokens": None}
-"""What every answer says in JSON; the last is null where no cloud gave an account of itself."""
+COUNTED: dict[str, float | None] = {
+    "divergences": 0,
+    "accepted": 0,
+    "gated": 0,
+    "late": 0,
+    "wasted_cloud_tokens": None,
+}
+"""What every answer says in JSON; the last is null where no cloud gave an account of itself, all of
+them where the answer broke off."""
 
 
 def generate(
@@ -107,6 +114,7 @@ def generate(
     from edge_runtime.sampling import Sampler
     from edge_runtime.schedules.exchange import Request
     from edge_runtime.text import Text
+    from edge_runtime.transcript import Transcript
 
     _check_text(query)
     rule = method_named(method, gain)
@@ -150,23 +158,31 @@ def generate(
     show = Stream(spoken, sys.stderr if as_json else sys.stdout, not as_json or sys.stderr.isatty())
     if rule.base == "informed-cloud" and note:
         print("generate: --method upload sends the private note to the cloud.", file=sys.stderr)
+    if rule.asks_cloud:
+        if not cloud:
+            raise UsageError(
+                "generate", f"the method {rule.name} asks a cloud", todo="Name one with --cloud"
+            )
+        size = opened.manifest.architecture.vocabulary_size
+        if stranger:
+            size = spoken.tokenizer.get_vocab_size()
+        language = partial(_language, spoken, asked, device.end_ids, size)
+        ask = _asker(cloud, _secret(token_file), pad_to, plan, language)
+    transcript = Transcript(rule.name, rule.gain, "", codec)
+    counted = COUNTED
+    failure: CosteerError | None = None
     try:
         if rule.asks_cloud:
-            if not cloud:
-                raise UsageError(
-                    "generate",
-                    f"the method {rule.name} asks a cloud",
-                    todo="Name one with --cloud",
-                )
-            size = opened.manifest.architecture.vocabulary_size
-            if stranger:
-                size = spoken.tokenizer.get_vocab_size()
-            language = partial(_language, spoken, asked, device.end_ids, size)
-            ask = _asker(cloud, _secret(token_file), pad_to, plan, language)
-            made = plan.make(device, request)
-            transcript = asyncio.run(ask(made, on_token=show, method=rule.name, gain=rule.gain))
+            asyncio.run(ask(plan.make(device, request), on_token=show, into=transcript))
         else:
             transcript = _alone(device, opened.manifest.architecture.vocabulary_size, request, show)
+    except CosteerError as broken:
+        if not transcript.records:
+            raise
+        transcript.finish, failure, counted = "failed", broken, dict.fromkeys(COUNTED)
+        transcript.notes.append(str(broken))
+        if plan.schedule in ("draft", "auto"):
+            transcript.notes.append("drafts that were not kept are missing in the ledger")
     finally:
         show.end()
     transcript.notes += device.decisions
@@ -175,13 +191,15 @@ def generate(
 
         transcript.notes += alone_spans(transcript.records)
     answer = spoken.decode(transcript.tokens)
-    row = {"text": answer, **COUNTED, **transcript.row(), "peak_rss_mb": peak_rss_mb()}
+    row = {"text": answer, **counted, **transcript.row(), "peak_rss_mb": peak_rss_mb()}
     row["method"], row["gain"] = rule.name, rule.gain
     row["ledger"] = ledger(transcript, rule, sampler).row()
     if as_json:
         print(json.dumps(row))
     else:
         table(row)
+    if failure is not None:
+        raise failure
 
 
 def _check_text(query: str) -> None:

@@ -58,14 +58,16 @@ async def answer(
     method: str = "",
     gain: float = 0.0,
     patience: Patience = PATIENT,
+    into: Transcript | None = None,
 ) -> Transcript:
     """Run `schedule` against the completions server at `url` (openai:http://HOST/v1#MODEL).
 
-    `key` is sent as a bearer token. Raises `ConnectionFailed` when the server is not there or
-    stays away, `Refused` when it says no, `UsageError` for a schedule it cannot serve.
+    `key` is sent as a bearer token; `into` is filled as the answer comes. Raises
+    `ConnectionFailed` when the server is not there or stays away, `Refused` when it says no,
+    `UsageError` for a schedule it cannot serve.
     """
     line = CompletionsLine(url, language, key, patience)
-    return await drive(schedule, line, on_token=on_token, method=method, gain=gain)
+    return await drive(schedule, line, on_token=on_token, method=method, gain=gain, into=into)
 
 
 class CompletionsLine:

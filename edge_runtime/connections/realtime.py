@@ -97,9 +97,15 @@ async def drive(
     on_token: Callable[[TokenRecord], None] | None = None,
     method: str = "",
     gain: float = 0.0,
+    into: Transcript | None = None,
 ) -> Transcript:
-    """Run `schedule` over `line` to its end; `on_token` sees each token when it is final."""
-    transcript = Transcript(method, gain, getattr(schedule, "__name__", ""), "")
+    """Run `schedule` over `line` to its end; `on_token` sees each token when it is final.
+
+    `into` (with its own method and gain) is filled as the answer comes, so that whoever gave it
+    still has what was emitted when the line fails.
+    """
+    transcript = into if into is not None else Transcript(method, gain, "", "")
+    transcript.schedule = getattr(schedule, "__name__", "")
     driver = _Driver(schedule, line, transcript, on_token)
     try:
         await line.open()
@@ -108,7 +114,7 @@ async def drive(
         schedule.close()
         await line.close()
         driver.stop()
-    transcript.notes.extend(line.notes)
+        transcript.notes.extend(line.notes)
     transcript.end(finish)
     return transcript
 

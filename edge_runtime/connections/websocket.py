@@ -54,15 +54,16 @@ async def answer(
     gain: float = 0.0,
     pad_to: int = 0,
     patience: Patience = PATIENT,
+    into: Transcript | None = None,
 ) -> Transcript:
     """Run `schedule` against the server at `url` (ws://HOST:PORT or wss://...).
 
     `token` is sent as a bearer token; `on_token` sees each token when it is final; `pad_to` pads
-    uplink frames. Raises `ConnectionFailed` when the server is not there or stays away, `Refused`
-    when it says no, and whatever the schedule raises.
+    uplink frames; `into` is filled as the answer comes. Raises `ConnectionFailed` when the server
+    is not there or stays away, `Refused` when it says no, and whatever the schedule raises.
     """
     line = _Line(url, token, patience, pad_to)
-    return await drive(schedule, line, on_token=on_token, method=method, gain=gain)
+    return await drive(schedule, line, on_token=on_token, method=method, gain=gain, into=into)
 
 
 class _Line:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from websockets import CloseCode
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
 import costeer
 from cloud_sim.live.llm import TransformersModel
@@ -91,6 +98,51 @@ def test_generate_prints_an_answer_and_one_json_object(
     counted = ("round_trips", "divergences", "accepted", "gated", "late", "wasted_cloud_tokens")
     for key in (*counted, "notes"):
         assert key in row
+
+
+@asynccontextmanager
+async def breaking_off(url: str, after: int) -> AsyncIterator[str]:
+    """A way to the server at `url` that lets so many of its messages through and then says that it
+    will never serve again."""
+
+    async def relay(phone: ServerConnection) -> None:
+        assert phone.request is not None
+        secret = {"Authorization": phone.request.headers["Authorization"]}
+        async with connect(url, additional_headers=secret) as cloud:
+            up = asyncio.create_task(passed_on(phone, cloud))
+            for _ in range(after):
+                await phone.send(await cloud.recv())
+            await phone.close(CloseCode.POLICY_VIOLATION, "never again")
+            await up
+
+    async def passed_on(phone: ServerConnection, cloud: ClientConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            async for message in phone:
+                await cloud.send(message)
+
+    async with serve(relay, "127.0.0.1", 0) as server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def test_an_answer_that_breaks_off_is_kept(
+    serving: Serving, tiny_bundle: Bundle, note: Path
+) -> None:
+    common = ["--token-file", serving.about["token"], "--context", str(note), "--json"]
+    whole = generate(tiny_bundle.path, "--cloud", serving.url, *common, "--max-tokens", "12")
+    async with breaking_off(serving.url, after=6) as url:
+        options = ["--cloud", url, *common, "--max-tokens", "12"]
+        done = await asyncio.to_thread(generate, tiny_bundle.path, *options)
+    assert done.returncode == 3
+    assert done.stderr.startswith("cloud: the server at ws://")
+    assert done.stderr.count("\n") == 1
+    row = json.loads(done.stdout)
+    assert row["finish"] == "failed"
+    assert row["wasted_cloud_tokens"] is None
+    assert any("never again" in line for line in row["notes"])
+    before = json.loads(whole.stdout)["tokens"]
+    assert 1 <= len(row["tokens"]) < 12
+    assert row["tokens"] == before[: len(row["tokens"])]
+    assert row["text"] == Text.open(tiny_bundle).decode(row["tokens"])
 
 
 def test_every_schedule_gives_the_same_tokens(
