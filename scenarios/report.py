@@ -20,6 +20,7 @@ from scenarios.figures.which import of_study
 from scenarios.pages import draw_page, draw_print, perfetto, timeline
 from scenarios.pages.answer_figures import moved, spent
 from scenarios.pages.page import COLOUR_KEY, coloured
+from scenarios.pages.rows import row_table
 from scenarios.pages.style import STYLE
 from scenarios.store import Store
 
@@ -110,7 +111,7 @@ def _page(
         for figure in figures
     ]
     sections += _shown(answers)
-    sections.append(f"<h2>All rows</h2>{_table(rows)}")
+    sections.append(f"<h2>All rows</h2>{row_table(rows, study['varied'])}")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -152,27 +153,3 @@ def _shown(answers: list[tuple[str, dict[str, Any]]]) -> list[str]:
             f'<p class="small">{files}</p></figure>'
         )
     return sections
-
-
-COLUMNS = (
-    *("case", "method", "gain", "bundle", "codec", "schedule", "profile", "rtt_ms", "seed"),
-    *("device_profile", "cloud_profile", "ttft_ms", "token_ms_p50", "token_ms_p95"),
-    *("tokens_per_s", "uplink_bytes", "downlink_bytes", "nll", "cloud_nll", "upload_nll"),
-)
-MOST_ROWS = 400
-
-
-def _table(rows: Any) -> str:
-    shown = [name for name in COLUMNS if name in rows and rows[name].notna().any()]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in shown)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in record) + "</tr>"
-        for record in rows[shown].head(MOST_ROWS).itertuples(index=False)
-    )
-    rest = len(rows) - MOST_ROWS
-    more = f'<p class="small">{rest} more rows: results.parquet.</p>' if rest > 0 else ""
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>{more}'
-
-
-def _cell(value: object) -> str:
-    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))

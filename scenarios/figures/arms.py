@@ -61,11 +61,12 @@ def sampled(rows: pd.DataFrame) -> str:
 
 def too_few(rows: pd.DataFrame) -> str:
     """What is to be said of intervals over few samples; empty where there are enough."""
-    counts = [rows[name].nunique() for name in SAMPLES if name in rows]
-    few = [count for count in counts if 1 < count < ENOUGH]
+    counts = [(rows[name].nunique(), name) for name in SAMPLES if name in rows]
+    few = [(count, name) for count, name in counts if 1 < count < ENOUGH]
     if not few:
         return ""
-    return f"Intervals over {min(few)} are too narrow (docs/metrics.md says by how much)."
+    count, name = min(few)
+    return f"Intervals over {count} {name}s are too narrow (docs/metrics.md says by how much)."
 
 
 def drawn(part: pd.DataFrame) -> Groups:

@@ -19,6 +19,7 @@ from scenarios.figures.figure import Figure
 from scenarios.figures.fronts import Arm, place
 from scenarios.figures.which import of_study
 from scenarios.pages.draw_fields import fields
+from scenarios.pages.rows import row_table
 from scenarios.pages.timeline import PARTS
 from scenarios.report import write_report
 from scenarios.spec import Scenario, read_scenario, scenario
@@ -95,6 +96,23 @@ def test_the_report_is_complete_in_itself(tmp_path: Path) -> None:
     assert made.trace is not None
     events = json.loads(made.trace.read_text())["traceEvents"]
     assert {event["ph"] for event in events} == {"M", "X"}
+
+
+def test_all_rows_show_what_varies_first_and_say_the_rest_once() -> None:
+    rows = pd.DataFrame(
+        {
+            "method": "light",
+            "profile": "lte",
+            "seed": [0, 1, 0, 1],
+            "arrivals_per_s": [1.0, 1.0, 64.0, 64.0],
+            "token_ms_p50": [10.0, 11.0, 80.0, None],
+        }
+    )
+    table = row_table(rows, ["network", "arrivals_per_s"])
+    head = re.findall("<th>(.*?)</th>", table)
+    assert head == ["profile", "arrivals_per_s", "seed", "token_ms_p50"]
+    assert "In every row: method light." in table
+    assert re.findall("<td>(.*?)</td>", table)[-4:] == ["lte", "64", "1", "–"]
 
 
 def test_fields_are_a_table_with_every_text_and_the_darkest_where_most_is() -> None:
