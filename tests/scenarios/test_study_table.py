@@ -75,7 +75,7 @@ def test_cells_of_one_case_are_no_further_samples(rows: pd.DataFrame) -> None:
     assert both.cells == one.cells
     assert {cell["samples"] for cell in both.cells} == {len(CASES)}
     assert both.samples == "4 cases"
-    assert both.warning.startswith("Intervals over 4 are too narrow")
+    assert both.warning.startswith("Intervals over 4 cases are too narrow")
     many = rows.assign(case=[f"c{at}" for at in range(len(rows))])
     assert not table(many, down=["codec"], show=["token_ms"]).warning
 
