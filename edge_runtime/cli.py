@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from edge_runtime.cli_files import private_notes, secret
 from edge_runtime.cli_show import Stream, table
 from edge_runtime.errors import CosteerError, UsageError
 
@@ -20,17 +21,12 @@ if TYPE_CHECKING:
     from edge_runtime.budget import Budget
     from edge_runtime.connections.openai import Language
     from edge_runtime.schedules.exchange import Request
-    from edge_runtime.steering import Method
     from edge_runtime.text import Text
     from edge_runtime.transcript import Transcript
 
 Align = Literal["none", "map", "byte"]
-CONTEXT_BYTES = 1 << 20
-"""A private note may be so long; more is surely the wrong file."""
 MOST_PADDING = 1 << 20
 """Bytes. A frame is some tens of them, and no server takes one of a megabyte."""
-MOST_WEIGHT = 100.0
-"""As far as a gain may go (`edge_runtime.steering`); a note may also be steered away from."""
 
 COUNTED: dict[str, float | None] = {
     "divergences": 0,
@@ -131,7 +127,7 @@ def generate(
     budget = _budget(memory_mb, first_token_ms, token_ms)
     plan = plan.within(budget, last_resort)  # type: ignore[arg-type]  # device_for checks it
     plan.check()
-    notes, weights = _notes(rule, context or [], weight or [])
+    notes, weights = private_notes(rule, context or [], weight or [])
     note = "\n\n".join(notes)
     stranger = _stranger(align, cloud_tokenizer)
     opened = open_bundle(bundle, force=force)
@@ -167,7 +163,7 @@ def generate(
         if stranger:
             size = spoken.tokenizer.get_vocab_size()
         language = partial(_language, spoken, asked, device.end_ids, size)
-        ask = _asker(cloud, _secret(token_file), pad_to, plan, language)
+        ask = _asker(cloud, secret(token_file), pad_to, plan, language)
     transcript = Transcript(rule.name, rule.gain, "", codec)
     counted = COUNTED
     failure: CosteerError | None = None
@@ -254,40 +250,6 @@ def _alone(device: AnyDevice, vocabulary_size: int, request: Request, show: Stre
     return run_local(alone(device, vocabulary_size, request.max_tokens), on_token=show)
 
 
-def _notes(rule: Method, paths: list[Path], weights: list[float]) -> tuple[list[str], list[float]]:
-    """The private notes and the weight of each."""
-    if not paths and (rule.steers or rule.base == "informed-cloud"):
-        raise UsageError(
-            "generate",
-            f"the method {rule.name} needs a private note",
-            todo="Name its file with --context, or use --method cloud-only",
-        )
-    if weights and len(weights) != len(paths):
-        raise UsageError(
-            "--weight", "not one for each note", got=len(weights), allowed=f"{len(paths)} or none"
-        )
-    for weight in weights:
-        if not abs(weight) <= MOST_WEIGHT:
-            raise UsageError(
-                "--weight",
-                "the weight is out of range",
-                got=weight,
-                allowed=f"-{MOST_WEIGHT:g} to {MOST_WEIGHT:g}",
-            )
-    if len(paths) == 1 and weights not in ([], [1.0]):
-        raise UsageError(
-            "--weight",
-            "there is no other note to weigh this one against",
-            got=weights[0],
-            todo="Set --gain",
-        )
-    notes = [_read(path, "--context", CONTEXT_BYTES).strip() for path in paths]
-    for path, note in zip(paths, notes, strict=True):
-        if not note:
-            raise UsageError("--context", "the file is empty", got=path)
-    return notes, weights or [1.0] * len(notes)
-
-
 def _stranger(align: Align, tokenizer: Path | None) -> Stranger | None:
     from edge_runtime.assembly import Stranger
 
@@ -303,28 +265,3 @@ def _budget(
 
     budget = Budget(memory_mb, first_token_ms, token_ms)
     return None if budget == Budget() else budget
-
-
-def _secret(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    secret = _read(path, "--token-file", 4096).strip()
-    if not secret:
-        raise UsageError("--token-file", "the file is empty", got=path)
-    if not (secret.isascii() and secret.isprintable()) or " " in secret:
-        raise UsageError("--token-file", "the file must hold one word of ASCII", got=path)
-    return secret
-
-
-def _read(path: Path, option: str, limit: int) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(limit + 1)
-        if len(raw) > limit:
-            raise UsageError(option, "the file is too long", got=path, allowed=f"{limit} bytes")
-        return raw.decode("utf-8")
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UsageError(option, f"the file cannot be read: {reason}", got=path) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(option, "the file is no UTF-8 text", got=path) from error

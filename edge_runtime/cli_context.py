@@ -34,7 +34,7 @@ def add(
     """Prefill a note once and keep it, so that queries over it answer sooner."""
     from edge_runtime.branches import TwoBranches
     from edge_runtime.bundle import open_bundle
-    from edge_runtime.cli import CONTEXT_BYTES, _read
+    from edge_runtime.cli_files import CONTEXT_BYTES, read_text
     from edge_runtime.snapshot import users_shelf
     from edge_runtime.text import Text
 
@@ -45,7 +45,7 @@ def add(
             "context", "notes of NPU bundles are not kept", got=bundle,
             todo="Use a cpu-int8 bundle",
         )  # fmt: skip
-    text = _read(note, "NOTE", CONTEXT_BYTES).strip()
+    text = read_text(note, "NOTE", CONTEXT_BYTES).strip()
     prompts = Text.open(opened).prompts("?", text)
     if not prompts.note:
         raise UsageError("NOTE", "the file is empty", got=note)
