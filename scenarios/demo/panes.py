@@ -90,7 +90,10 @@ def figures(answers: Sequence[Mapping[str, Any]]) -> Table:
         if max(spent) >= 0.005:
             add(f"  {label}", [f"{ms:.2f}" for ms in spent], "dim")
     counts = [max(1, len(answer["tokens"])) for answer in answers]
-    for name, key in (("bytes up per token", "uplink_bytes"), ("bytes down", "downlink_bytes")):
+    for name, key in (
+        ("bytes up per token", "uplink_bytes"),
+        ("bytes down per token", "downlink_bytes"),
+    ):
         add(name, [f"{row[key] / n:.0f}" for row, n in zip(rows, counts, strict=True)])
     add("peak memory of the device, MB", [f"{row['peak_rss_mb']:.0f}" for row in rows])
     return table
