@@ -184,7 +184,7 @@ def main() -> None:
     options.add_argument("--note-tokens", type=int, default=500, help="longer notes are cut")
     options.add_argument("--gains", type=float, nargs="+", default=[0.4761904762, 1.0])
     options.add_argument("--at-once", type=int, default=5, help="cases in one pass")
-    options.add_argument("--dtype", default="float16")
+    options.add_argument("--dtype", default="float32")
     chosen = options.parse_args()
     cloud, small = (load(name, dtype=chosen.dtype) for name in (chosen.cloud, chosen.device))
     lines = chosen.data.read_text(encoding="utf-8").splitlines()[: chosen.cases]
