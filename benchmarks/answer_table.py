@@ -5,13 +5,15 @@
 
 With the options of `costeer evaluate ... --generate N --codec C`, whose store is read: answers that
 it holds are not written again. All is paired over cases: each rule with the informed cloud's own
-answers (`upload`), and the rules of `--pairs` with each other.
+answers (`upload`), and the rules of `--pairs` with each other. The last rows are what the device would
+choose (`costeer evaluate --choose`) among the answers of the rules in `--among`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from benchmarks.kept_pair import opened, parser
@@ -23,7 +25,8 @@ from scenarios.models.predictions import Store
 from scenarios.models.written import Answer
 
 METHODS = "cloud-only,upload,light,names,costeer@1"
-PAIRS = "names/light,names/costeer@1,light/cloud-only"
+PAIRS = "names/light,names/costeer@1,light/cloud-only,costeer/names"
+AMONG = "light,names,costeer@1"
 WORTH = (0.05, 0.1)
 """Nats that a name of the note is worth where the device chooses among its answers."""
 
@@ -54,13 +57,14 @@ def row(answers: Sequence[Answer], upload: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def table(result: Evaluation) -> dict[str, dict[str, Any]]:
-    """The rows by name, those of the device's own choice last."""
+def table(result: Evaluation, among: str = AMONG) -> dict[str, dict[str, Any]]:
+    """The rows by name, those of the device's own choice `among` some last."""
     named = {name: found.answers for name, found in result.results.items()}
-    steered = {n: r for n, r in result.results.items() if r.method.steers}
-    if len(steered) > 1:
+    several = {n: r for n, r in result.results.items() if n in among.split(",")}
+    if len(several) > 1:
         for worth in WORTH:
-            named[f"chosen, {worth:g} nats a name"] = chosen(result, worth).answers
+            best = chosen(replace(result, results=several), worth)
+            named[f"chosen, {worth:g} nats a name"] = best.answers
     return {name: row(answers, named["upload"]) for name, answers in named.items()}
 
 
@@ -113,6 +117,7 @@ def main() -> None:
     options.add_argument("--generate", type=int, default=64)
     options.add_argument("--codec", default="topk:1024")
     options.add_argument("--pairs", default=PAIRS)
+    options.add_argument("--among", default=AMONG)
     asked = options.parse_args()
     rules = parse_all(asked.methods)
     if "upload" not in {rule.name for rule in rules}:
@@ -121,7 +126,7 @@ def main() -> None:
     lengths = Lengths(asked.note_tokens, asked.reference_tokens)
     plan = Plan(rules, lengths, asked.generate, asked.codec)
     result = evaluate(kept.cases, kept.pair, plan, Store(asked.cache))
-    found = table(result)
+    found = table(result, asked.among)
     print("| rule | log p with note | minus upload's own | without | facts of the note |"
           " / upload's | of the reference | ROUGE-1 | differs |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|")

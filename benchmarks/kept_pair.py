@@ -26,7 +26,7 @@ def parser(about: str | None, methods: str) -> argparse.ArgumentParser:
     options.add_argument("--dataset", default="cogenesis")
     options.add_argument("--device", required=True, help="float:MODEL")
     options.add_argument("--cloud", required=True)
-    options.add_argument("--cloud-dtype", default="float16")
+    options.add_argument("--cloud-dtype", default="float32")
     options.add_argument("--cache", type=Path, required=True)
     options.add_argument("--methods", default=methods)
     options.add_argument("--limit", type=int, default=40)
