@@ -5,8 +5,8 @@
 
 With the options of `costeer evaluate ... --generate N --codec C`, whose store is read: answers that
 it holds are not written again. All is paired over cases: each rule with the informed cloud's own
-answers (`upload`), and the rules of `--pairs` with each other. The last rows are what the device would
-choose (`costeer evaluate --choose`) among the answers of the rules in `--among`.
+answers (`upload`), and the rules of `--pairs` with each other. The last rows are what the device
+would choose (`costeer evaluate --choose`) among the answers of the rules in `--among`.
 """
 
 from __future__ import annotations
