@@ -68,9 +68,10 @@ class Mailbox:
                         raise out_of_turn(frame, "extend, credit or close")
                     self._opened.append(frame)
                 return frame
-            if self.epoch < 0:
-                raise out_of_turn(frame, "open")
-            if not self._held and frame.epoch == self.epoch + isinstance(frame, wire.Extend):
+            opened, turn = self.epoch >= 0, self.epoch + isinstance(frame, wire.Extend)
+            if not opened and isinstance(frame, wire.Credit):
+                raise out_of_turn(frame, "open")  # it is given for predictions, so after them
+            if opened and not self._held and frame.epoch == turn:
                 self.epoch = frame.epoch
                 return frame
             self._held.append(frame)
@@ -81,6 +82,8 @@ class Mailbox:
 
     def _due(self) -> wire.Extend | wire.Credit | None:
         """The held frame whose turn it is; frames of epochs that have passed are dropped."""
+        if self.epoch < 0:
+            return None  # drafts that have overtaken the `Open`
         self._held = [f for f in self._held if f.epoch + isinstance(f, wire.Credit) > self.epoch]
         for frame in self._held:
             if frame.epoch == self.epoch + isinstance(frame, wire.Extend):

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cloud_sim.session import Limits, session
+from edge_runtime import wire
 from edge_runtime.candidates import CandidateSet, codec
 from edge_runtime.connections.direct import Faults, run_direct
 from edge_runtime.errors import Refused
+from edge_runtime.schedules.actions import Arrival, Compute, Receive, Send
 from edge_runtime.schedules.draft import Draft, Drafter, accept_or_resample, draft
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
@@ -161,3 +163,28 @@ def test_the_cloud_refuses_too_many_drafts() -> None:
             draft(device, Request("q", "", codec("full"), 30), draft_tokens=9),
             session(FakeCloud(32), Limits(draft_tokens=4)),
         )
+
+
+def test_drafts_that_overtake_the_opening_are_scored_when_it_has_come() -> None:
+    opening = wire.Open(wire.PROTOCOL, "q", "", "topk:4", "score", 8)
+    drafts = wire.Extend(1, 0, (3, 1))
+
+    def answered(frames: list[wire.Up]) -> list[wire.Down]:
+        """What a session sends until it wants more than there is."""
+        coming, said, moves = list(frames), [], session(FakeCloud(32), new_id=lambda: "id")
+        action = next(moves)
+        while not isinstance(action, Receive) or coming:
+            if isinstance(action, Receive):
+                action = moves.send(Arrival(coming.pop(0), 0.0, bool(coming)))
+            elif isinstance(action, Compute):
+                action = moves.send(action.work())
+            else:
+                assert isinstance(action, Send)
+                said.append(action.frame)
+                action = moves.send(0.0)
+        moves.close()
+        return said
+
+    in_order = answered([opening, drafts])
+    assert isinstance(in_order[-1], wire.Scores)
+    assert answered([drafts, opening]) == in_order
