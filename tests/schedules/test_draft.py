@@ -171,7 +171,8 @@ def test_drafts_that_overtake_the_opening_are_scored_when_it_has_come() -> None:
 
     def answered(frames: list[wire.Up]) -> list[wire.Down]:
         """What a session sends until it wants more than there is."""
-        coming, said, moves = list(frames), [], session(FakeCloud(32), new_id=lambda: "id")
+        coming, moves = list(frames), session(FakeCloud(32), new_id=lambda: "id")
+        said: list[wire.Down] = []
         action = next(moves)
         while not isinstance(action, Receive) or coming:
             if isinstance(action, Receive):
@@ -180,6 +181,7 @@ def test_drafts_that_overtake_the_opening_are_scored_when_it_has_come() -> None:
                 action = moves.send(action.work())
             else:
                 assert isinstance(action, Send)
+                assert isinstance(action.frame, wire.Down)
                 said.append(action.frame)
                 action = moves.send(0.0)
         moves.close()
