@@ -1,11 +1,11 @@
-"""A sweep of 210 cells over recorded answers: how long it takes, and that hands do not matter.
+"""A sweep of 420 cells over recorded answers: how long it takes, and that hands do not matter.
 
     python -m benchmarks.bench_sweep [--engines local ray dask] [--jobs 1 2]
 
-Three answers (cloud alone, `light`, `costeer`; SmolLM2-135M on both sides) over ten networks and
-seven round trips. The answers are recorded by the models once and kept in the cache; then the sweep
-runs anew in an empty folder for each engine and number of jobs, processes and their imports
-included. Ends with one line of JSON; exit code 1 when two Parquet files differ.
+Three rules (cloud alone, `light`, `costeer`; SmolLM2-135M on both sides) under two schedules over
+ten networks and seven round trips. The answers are recorded by the models once and kept in the
+cache; then the sweep runs anew in an empty folder for each engine and number of jobs, processes
+and their imports included. Ends with one line of JSON; exit code 1 when two Parquet files differ.
 """
 
 from __future__ import annotations
