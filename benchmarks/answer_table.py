@@ -16,12 +16,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.kept_pair import opened, parser
+from benchmarks.kept_pair import opened, parser, plain
 from scenarios.evaluate import Evaluation, Plan, Result, chosen, evaluate
 from scenarios.methods import parse_all
 from scenarios.metrics import Estimate, difference, mean, quotient, ratio
-from scenarios.models.pair import Lengths
-from scenarios.models.predictions import Store
 from scenarios.models.written import Answer
 
 METHODS = "cloud-only,upload,light,names,costeer@1"
@@ -68,14 +66,9 @@ def table(result: Evaluation, among: str = AMONG) -> dict[str, dict[str, Any]]:
     return {name: row(answers, named["upload"]) for name, answers in named.items()}
 
 
-def signed(one: Estimate) -> str:
-    """An estimate of log-probability as the page has it."""
-    return f"{one.value:.3f} [{one.low:.2f}, {one.high:.2f}]"
-
-
-def times(one: Estimate) -> str:
-    """A ratio likewise."""
-    return f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
+def within(one: Estimate, digits: int) -> str:
+    """An estimate and its interval as the page has them."""
+    return f"{one.value:.{digits}f} [{one.low:.2f}, {one.high:.2f}]"
 
 
 def line(name: str, found: dict[str, Any]) -> str:
@@ -83,11 +76,11 @@ def line(name: str, found: dict[str, Any]) -> str:
     less = found["less_upload"]
     cells = [
         f"`{name}`",
-        signed(found["upload_logp"]),
-        signed(less["upload_logp"]),
-        signed(found["cloud_logp"]),
+        within(found["upload_logp"], 3),
+        within(less["upload_logp"], 3),
+        within(found["cloud_logp"], 3),
         str(found["note_facts"]),
-        times(less["note_facts"]),
+        within(less["note_facts"], 2),
         f"{found['facts']} of {found['of_facts']}",
         "" if found["rouge1"] is None else f"{found['rouge1'].value:.3f}",
         f"{found['differs']:.0%}",
@@ -105,13 +98,6 @@ def paired(results: dict[str, Result], pairs: str) -> dict[str, dict[str, Estima
     }
 
 
-def plain(value: Any) -> Any:
-    """For JSON."""
-    if isinstance(value, dict):
-        return {key: plain(one) for key, one in value.items()}
-    return value.dict() if isinstance(value, Estimate) else value
-
-
 def main() -> None:
     options = parser(__doc__, METHODS)
     options.add_argument("--generate", type=int, default=64)
@@ -123,9 +109,8 @@ def main() -> None:
     if "upload" not in {rule.name for rule in rules}:
         options.error("--methods must name upload: the others are paired with it")
     kept = opened(asked)
-    lengths = Lengths(asked.note_tokens, asked.reference_tokens)
-    plan = Plan(rules, lengths, asked.generate, asked.codec)
-    result = evaluate(kept.cases, kept.pair, plan, Store(asked.cache))
+    plan = Plan(rules, kept.lengths, asked.generate, asked.codec)
+    result = evaluate(kept.cases, kept.pair, plan, kept.store)
     found = table(result, asked.among)
     print("| rule | log p with note | minus upload's own | without | facts of the note |"
           " / upload's | of the reference | ROUGE-1 | differs |")  # fmt: skip
@@ -135,7 +120,9 @@ def main() -> None:
     pairs = paired(result.results, asked.pairs)
     print("\n| paired | log p with note | facts of the note |\n|---|---|---|")
     for name, more in pairs.items():
-        print(f"| {name} | {signed(more['upload_logp'])} | {times(more['note_facts'])} times |")
+        print(
+            f"| {name} | {within(more['upload_logp'], 3)} | {within(more['note_facts'], 2)} times |"
+        )
     print(json.dumps({"cases": len(kept.cases), "rules": plain(found), "paired": plain(pairs)}))
 
 

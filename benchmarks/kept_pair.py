@@ -10,9 +10,11 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scenarios.datasets import Case, read
 from scenarios.evaluate import predictions
+from scenarios.metrics import Estimate
 from scenarios.models.pair import Lengths, Pair, open_pair
 from scenarios.models.predictions import Predictions, Store
 
@@ -37,21 +39,32 @@ def parser(about: str | None, methods: str) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True, slots=True)
 class KeptPair:
-    """The pair, its cases (cut), and what it says along the reference of each."""
+    """The pair, its cases (cut), and where what it says of them is kept."""
 
     pair: Pair
     cases: list[Case]
-    predictions: list[Predictions]
+    lengths: Lengths
+    store: Store
+
+    def predictions(self) -> list[Predictions]:
+        """What the pair says along the reference of each case; progress on standard error."""
+        kept = []
+        for number, case in enumerate(self.cases, 1):
+            print(f"references: {number} of {len(self.cases)}", file=sys.stderr, flush=True)
+            kept.append(predictions(case, self.pair, self.lengths, self.store))
+        return kept
 
 
 def opened(asked: argparse.Namespace) -> KeptPair:
-    """What the options of `parser` ask for; progress on standard error."""
+    """What the options of `parser` ask for."""
     lengths = Lengths(asked.note_tokens, asked.reference_tokens)
     pair = open_pair(asked.device, asked.cloud, cloud_dtype=asked.cloud_dtype)
-    store = Store(asked.cache)
     cases = [pair.cut(c, lengths) for c in read(asked.dataset, asked.data, asked.limit)]
-    kept = []
-    for number, case in enumerate(cases, 1):
-        print(f"references: {number} of {len(cases)}", file=sys.stderr, flush=True)
-        kept.append(predictions(case, pair, lengths, store))
-    return KeptPair(pair, cases, kept)
+    return KeptPair(pair, cases, lengths, Store(asked.cache))
+
+
+def plain(value: Any) -> Any:
+    """A table of figures for JSON: estimates with their intervals."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    return value.dict() if isinstance(value, Estimate) else value

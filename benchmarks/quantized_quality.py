@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.kept_pair import opened, parser
+from benchmarks.kept_pair import opened, parser, plain
 from edge_runtime.branches import open_branches
 from edge_runtime.bundle import open_bundle
 from edge_runtime.steering import Method
@@ -93,7 +93,7 @@ def main() -> None:
     asked = options.parse_args()
     rules = parse_all(asked.methods)
     measured = opened(asked)
-    pair, cases, floats = measured.pair, measured.cases, measured.predictions
+    pair, cases, floats = measured.pair, measured.cases, measured.predictions()
     print("| device | rule | float | bundle | points gained | KL | same best token |")
     print("|---|---|---|---|---|---|---|")
     for folder in asked.bundles:
@@ -113,8 +113,8 @@ def main() -> None:
                 f"{row['same'].value:.1%} |",
                 flush=True,
             )
-        told = {name: {key: one.dict() for key, one in row.items()} for name, row in rows.items()}
-        print(json.dumps({"bundle": bundle.manifest.target, "cases": len(cases), "rules": told}))
+        told = {"bundle": bundle.manifest.target, "cases": len(cases), "rules": plain(rows)}
+        print(json.dumps(told))
 
 
 def percent(share: Estimate) -> str:

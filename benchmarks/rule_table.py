@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.kept_pair import opened, parser
+from benchmarks.kept_pair import opened, parser, plain
 from edge_runtime.rules import method
 from edge_runtime.steering import Floats, Method, log_softmax
 from scenarios.fit import halves
 from scenarios.methods import about_names, parse_all, steered
-from scenarios.metrics import Estimate, gap_captured, kl, ratio
+from scenarios.metrics import gap_captured, kl, ratio
 from scenarios.models.predictions import UPLOAD, Predictions
 
 METHODS = (
@@ -136,18 +136,15 @@ def line(name: str, row: dict[str, Any]) -> str:
 
 def main() -> None:
     asked = parser(__doc__, METHODS).parse_args()
-    kept = opened(asked).predictions
+    kept = opened(asked).predictions()
     found = table(parse_all(asked.methods), kept)
     print("| rule | nats per token | gap captured | other half | all tempered | KL to upload |"
           " differs | facts |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|")
     for name, row in found.items():
         print(line(name, row))
-    plain = {
-        name: {k: v.dict() if isinstance(v, Estimate) else v for k, v in row.items()}
-        for name, row in found.items()
-    }
-    print(json.dumps({"cases": len(kept), "tokens": sum(map(len, kept)), "rules": plain}))
+    tokens = sum(map(len, kept))
+    print(json.dumps({"cases": len(kept), "tokens": tokens, "rules": plain(found)}))
 
 
 if __name__ == "__main__":

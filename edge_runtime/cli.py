@@ -17,10 +17,9 @@ from edge_runtime.cli_show import Stream, table
 from edge_runtime.errors import CosteerError, UsageError
 
 if TYPE_CHECKING:
-    from edge_runtime.assembly import AnyDevice, Plan, Stranger
+    from edge_runtime.assembly import Plan, Stranger
     from edge_runtime.budget import Budget
     from edge_runtime.connections.openai import Language
-    from edge_runtime.schedules.exchange import Request
     from edge_runtime.text import Text
     from edge_runtime.transcript import Transcript
 
@@ -104,10 +103,12 @@ def generate(
     from edge_runtime.assembly import Plan, device_for, public_query
     from edge_runtime.bundle import open_bundle
     from edge_runtime.candidates import codec as codec_named
+    from edge_runtime.connections.local import run_local
     from edge_runtime.graphs.memory import peak_rss_mb
     from edge_runtime.ledger import ledger
     from edge_runtime.rules import method as method_named
     from edge_runtime.sampling import Sampler
+    from edge_runtime.schedules.alone import alone
     from edge_runtime.schedules.exchange import Request
     from edge_runtime.text import Text
     from edge_runtime.transcript import Transcript
@@ -164,14 +165,15 @@ def generate(
             size = spoken.tokenizer.get_vocab_size()
         language = partial(_language, spoken, asked, device.end_ids, size)
         ask = _asker(cloud, secret(token_file), pad_to, plan, language)
-    transcript = Transcript(rule.name, rule.gain, "", codec)
+    transcript = Transcript(rule.name, rule.gain, "", "")
     counted = COUNTED
     failure: CosteerError | None = None
     try:
         if rule.asks_cloud:
             asyncio.run(ask(plan.make(device, request), on_token=show, into=transcript))
         else:
-            transcript = _alone(device, opened.manifest.architecture.vocabulary_size, request, show)
+            size = opened.manifest.architecture.vocabulary_size
+            run_local(alone(device, size, max_tokens), on_token=show, into=transcript)
     except CosteerError as broken:
         if not transcript.records:
             raise
@@ -188,7 +190,6 @@ def generate(
         transcript.notes += alone_spans(transcript.records)
     answer = spoken.decode(transcript.tokens)
     row = {"text": answer, **counted, **transcript.row(), "peak_rss_mb": peak_rss_mb()}
-    row["method"], row["gain"] = rule.name, rule.gain
     row["ledger"] = ledger(transcript, rule, sampler).row()
     if as_json:
         print(json.dumps(row))
@@ -241,13 +242,6 @@ def _language(text: Text, query: str, end_ids: Iterable[int], size: int) -> Lang
         return known.get(piece)
 
     return Language(text.prompts(query).agnostic, find, tuple(sorted(end_ids)), size)
-
-
-def _alone(device: AnyDevice, vocabulary_size: int, request: Request, show: Stream) -> Transcript:
-    from edge_runtime.connections.local import run_local
-    from edge_runtime.schedules.alone import alone
-
-    return run_local(alone(device, vocabulary_size, request.max_tokens), on_token=show)
 
 
 def _stranger(align: Align, tokenizer: Path | None) -> Stranger | None:

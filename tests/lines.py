@@ -1,4 +1,4 @@
-"""Lines that break: a TCP relay for tests, in front of a server or of the shaper."""
+"""Lines that break: relays for tests, in front of a server or of the shaper."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+
+from websockets import CloseCode
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
 
 class Cutter:
@@ -86,3 +91,27 @@ async def _flushed(writer: asyncio.StreamWriter) -> None:
     """An abort throws away what was not handed to the kernel yet."""
     with contextlib.suppress(OSError):
         await writer.drain()
+
+
+@asynccontextmanager
+async def breaking_off(url: str, after: int) -> AsyncIterator[str]:
+    """A way to the server at `url` that lets so many of its messages through and then says that it
+    will never serve again."""
+
+    async def relay(phone: ServerConnection) -> None:
+        assert phone.request is not None
+        secret = {"Authorization": phone.request.headers["Authorization"]}
+        async with connect(url, additional_headers=secret) as cloud:
+            up = asyncio.create_task(passed_on(phone, cloud))
+            for _ in range(after):
+                await phone.send(await cloud.recv())
+            await phone.close(CloseCode.POLICY_VIOLATION, "never again")
+            await up
+
+    async def passed_on(phone: ServerConnection, cloud: ClientConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            async for message in phone:
+                await cloud.send(message)
+
+    async with serve(relay, "127.0.0.1", 0) as server:
+        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -14,11 +14,12 @@ def run_local(
     schedule: Schedule,
     *,
     on_token: Callable[[TokenRecord], None] | None = None,
-    method: str = "",
-    gain: float = 0.0,
+    into: Transcript | None = None,
 ) -> Transcript:
-    """The answer of `schedule`, which may compute and emit but neither send nor receive."""
-    transcript = Transcript(method, gain, getattr(schedule, "__name__", ""), "")
+    """The answer of `schedule`, which may compute and emit but neither send nor receive; `into` as
+    for `edge_runtime.connections.realtime.drive`."""
+    transcript = into if into is not None else Transcript("", 0.0, "", "")
+    transcript.schedule = getattr(schedule, "__name__", "")
     start = now_ms()
     clock = TokenClock(start)
     event: Any = None

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from websockets import CloseCode
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.asyncio.server import ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
 
 import costeer
 from cloud_sim.live.llm import TransformersModel
@@ -35,6 +29,7 @@ from edge_runtime.connections.websocket import answer
 from edge_runtime.rules import method
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.text import Text
+from tests.lines import breaking_off
 
 NOTE = "I am a vegetarian in Porto.\n"
 QUERY = "Where should we eat tonight?"
@@ -98,30 +93,6 @@ def test_generate_prints_an_answer_and_one_json_object(
     counted = ("round_trips", "divergences", "accepted", "gated", "late", "wasted_cloud_tokens")
     for key in (*counted, "notes"):
         assert key in row
-
-
-@asynccontextmanager
-async def breaking_off(url: str, after: int) -> AsyncIterator[str]:
-    """A way to the server at `url` that lets so many of its messages through and then says that it
-    will never serve again."""
-
-    async def relay(phone: ServerConnection) -> None:
-        assert phone.request is not None
-        secret = {"Authorization": phone.request.headers["Authorization"]}
-        async with connect(url, additional_headers=secret) as cloud:
-            up = asyncio.create_task(passed_on(phone, cloud))
-            for _ in range(after):
-                await phone.send(await cloud.recv())
-            await phone.close(CloseCode.POLICY_VIOLATION, "never again")
-            await up
-
-    async def passed_on(phone: ServerConnection, cloud: ClientConnection) -> None:
-        with contextlib.suppress(ConnectionClosed):
-            async for message in phone:
-                await cloud.send(message)
-
-    async with serve(relay, "127.0.0.1", 0) as server:
-        yield f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def test_an_answer_that_breaks_off_is_kept(
