@@ -9,11 +9,17 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 LEAST_WINDOW = 8
 """An adapted window is never smaller: the device gives credit every 4 tokens."""
 SPARE = 1.5
 """Room to find out that more is possible: a window that binds grows by this factor."""
+FULL = 2.0
+"""Of what fits in flight, what may be on its way: the news of what was read is as old as the way
+back, and what an answer that is sure of itself sends does not show what a link can take."""
+FIRST_BYTES = 14_600
+"""What may be on its way before anything was read: TCP's first window (RFC 6928)."""
 
 
 @dataclass(slots=True)
@@ -55,3 +61,54 @@ class Window:
             return
         self._round_trips_ms.append(now_ms - sent[0])
         self._paces.append((answer_tokens - sent[1]) / (now_ms - sent[0]))
+
+
+class Receipt(NamedTuple):
+    """Of a frame: when it was sent, all bytes that were sent by then, and all that were read."""
+
+    at_ms: float
+    sent_bytes: int
+    read_bytes: int
+
+
+@dataclass(slots=True)
+class Flow:
+    """Bytes on their way to the device, and how many may be: what it has read of late in a time,
+    times the shortest round trip, `FULL` times over.
+
+    A frame that is confirmed was read, and so was all that was sent before it. More than fits in
+    flight only waits in front of what the device needs next: 8 branches on a link that has fallen
+    to 60 kbit/s would take 24 to 33 times as long as none (docs/log.md, 2026-11-30).
+    """
+
+    _frames: int = 0
+    _sent_bytes: int = 0
+    _read_bytes: int = 0
+    _shortest_ms: float = math.inf
+    """Of all round trips: those over a full link say nothing of the link."""
+    _paces: deque[float] = field(default_factory=lambda: deque(maxlen=16))
+    """Bytes a ms."""
+
+    @property
+    def room(self) -> int:
+        """Frames of the usual size that still fit; none: only the most urgent should go."""
+        if not self._frames:
+            return FIRST_BYTES
+        most = FULL * max(self._paces) * self._shortest_ms if self._paces else FIRST_BYTES
+        left = most - (self._sent_bytes - self._read_bytes)
+        return max(0, int(left * self._frames / self._sent_bytes))
+
+    def sent(self, size_bytes: int, now_ms: float) -> Receipt:
+        """A frame was sent."""
+        self._frames += 1
+        self._sent_bytes += size_bytes
+        return Receipt(now_ms, self._sent_bytes, self._read_bytes)
+
+    def read(self, frame: Receipt, now_ms: float) -> None:
+        """The device has told that it has read that frame."""
+        took_ms = now_ms - frame.at_ms
+        if took_ms <= 0 or frame.sent_bytes <= self._read_bytes:
+            return
+        self._read_bytes = frame.sent_bytes
+        self._shortest_ms = min(self._shortest_ms, took_ms)
+        self._paces.append((self._read_bytes - frame.read_bytes) / took_ms)

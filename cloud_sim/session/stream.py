@@ -2,7 +2,8 @@
 
     while the session lasts:
         take in what has arrived            Extend, Credit: the root of the tree moves
-        pick the likeliest continuations    `branches` of them, none beyond the window
+        pick the likeliest continuations    `branches` of them, none beyond the window; fewer, or
+                                            none but the best path, where the link is full
         predict them in one pass            speculative, except the confirmed answer's own next
         send what is still of use
 
@@ -17,7 +18,7 @@ from typing import Any
 
 from cloud_sim.model import Logprobs, ScoreBatch
 from cloud_sim.session.admission import Refuse, out_of_turn
-from cloud_sim.session.pace import Window
+from cloud_sim.session.pace import Flow, Window
 from cloud_sim.session.talk import Mode, Talk
 from cloud_sim.session.tree import Node, Tree
 from edge_runtime import wire
@@ -30,29 +31,31 @@ def stream(talk: Talk) -> Mode:
     branches = min(max(1, opening.branches), limits.branches)
     least_chance = max(opening.least_chance, limits.least_chance)
     last = min(opening.max_tokens, limits.answer_tokens) - 1
-    window = Window(opening.window, limits.window)
+    window, flow = Window(opening.window, limits.window), Flow()
     tree = Tree(talk.prompt, talk.answer, talk.cache, talk.model.end_ids)
     try:
         while True:
             horizon = min(tree.root.position + window.size, last)
-            nodes = tree.pick(branches, horizon, least_chance, opening.depth)
+            most = min(branches, max(1, flow.room))
+            nodes = tree.pick(most, horizon, least_chance, opening.depth, sides=flow.room > 0)
             frame = (yield from mail.already()) if nodes else (yield from mail.next())
             if frame is not None:
                 if isinstance(frame, wire.Turns):
                     return frame
-                _follow(talk, tree, window, frame)
+                _follow(talk, tree, window, flow, frame)
                 continue
             yield from _predict(talk, tree, nodes, branches)
             while frame := (yield from mail.already()):
                 if isinstance(frame, wire.Turns):
                     return frame
-                _follow(talk, tree, window, frame)
+                _follow(talk, tree, window, flow, frame)
             for node in nodes:
                 if node.alive and node.position >= tree.root.position:
                     after = tree.path(node)
                     now_ms = yield Send(
                         wire.Candidates(mail.epoch, node.position, node.payload, after)
                     )
+                    node.receipt = flow.sent(len(node.payload), now_ms)
                     if not node.off_main:
                         window.sent(node.position, now_ms)
     finally:
@@ -82,11 +85,13 @@ def _predict(
         tree.grow(node, payload, talk.codec.decode(payload), branches)
 
 
-def _follow(talk: Talk, tree: Tree, window: Window, frame: wire.Up) -> None:
+def _follow(talk: Talk, tree: Tree, window: Window, flow: Flow, frame: wire.Up) -> None:
     """Move the root to where the device is. Raises `Refuse`."""
+    receipt = None
     if not isinstance(frame, wire.Extend | wire.Credit):
         raise out_of_turn(frame, "extend, credit, open or close")
     while tree.root.position < frame.position:
+        receipt = tree.root.receipt or receipt
         if not tree.advance():
             raise Refuse(
                 "position",
@@ -103,6 +108,9 @@ def _follow(talk: Talk, tree: Tree, window: Window, frame: wire.Up) -> None:
                 f"at least {tree.root.position}, and a token",
             )
         talk.check(frame)
+        receipt = tree.root.receipt or receipt
         for token in frame.tokens:
             tree.advance(token)
     window.confirmed(tree.root.position, talk.mail.now_ms)
+    if receipt is not None:
+        flow.read(receipt, talk.mail.now_ms)

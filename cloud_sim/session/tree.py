@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from cloud_sim.model import ScoreRequest
 from cloud_sim.session.cache import Cache
 from cloud_sim.session.odds import UNTOLD, Belief
+from cloud_sim.session.pace import Receipt
 from edge_runtime.candidates import CandidateSet
 
 
@@ -47,6 +48,8 @@ class Node:
     row: Row | None = None
     base: CandidateSet | None = None
     payload: bytes = b""
+    receipt: Receipt | None = None
+    """Of the frame with what it predicts, once that was sent."""
     children: dict[int, Node] = field(default_factory=dict)
     alive: bool = True
 
@@ -72,11 +75,13 @@ class Tree:
 
     # --- growing ---
 
-    def pick(self, most: int, horizon: int, least_chance: float, depth: int) -> list[Node]:
+    def pick(
+        self, most: int, horizon: int, least_chance: float, depth: int, *, sides: bool = True
+    ) -> list[Node]:
         """Up to `most` nodes to predict next, likeliest first.
 
         None beyond position `horizon`, none less likely than `least_chance`, none more than
-        `depth` steps off the main path (0: no such bound).
+        `depth` steps off the main path (0: no such bound), and without `sides` none off it.
         """
         least = self.root.chance + math.log(max(least_chance, 1e-12))
         able = (
@@ -85,6 +90,7 @@ class Tree:
             if node.position <= horizon
             and (node is self.root or node.chance >= least)
             and (not depth or node.off_main <= depth)
+            and (sides or not node.off_main)
         )
         return heapq.nlargest(most, able, key=lambda node: (node.chance, -node.position))
 

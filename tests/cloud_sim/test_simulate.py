@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cloud_sim.net.catalogue import names, network
 from cloud_sim.net.impairments import random_loss
 from cloud_sim.net.links import ConstantDelay, Link
-from cloud_sim.net.rates import ConstantRate
+from cloud_sim.net.rates import ConstantRate, RateSeries
 from cloud_sim.net.streams import stream
 from cloud_sim.net.transport import QUIC, TCP, Transport
 from cloud_sim.session import session
@@ -229,3 +229,28 @@ def test_a_wait_that_rounds_to_nothing_ends(name: str) -> None:
             connect=seed > 0,
         )
         assert transcript.finish
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_side_branches_make_way_where_the_link_nearly_stops(seed: int) -> None:
+    """20 Mbit/s for half a second, then a fiftieth of what eight branches would fill. Were they
+    sent all the same, the device would wait for minutes behind what it does not need."""
+
+    def took(branches: int) -> Transcript:
+        down = Link(RateSeries([0, 500], [20e6, 60e3], 1e6), ConstantDelay(20))
+        return simulate(
+            runahead(
+                FakeDevice(32, gain=0.3, end_ids=[]),
+                Request("a query", "", codec("topk:32"), 120),
+                branches=branches,
+            ),
+            session(FakeCloud(32, seed=seed)),
+            uplink=Link(ConstantRate(20e6), ConstantDelay(20)),
+            downlink=down,
+            device_costs=DeviceCosts(step_ms=5),
+            cloud_costs=CloudCosts(step_ms=8, ms_per_token=0.1),
+        )
+
+    plain, wide = took(1), took(8)
+    assert wide.tokens == plain.tokens
+    assert wide.records[-1].at_ms < 2.5 * plain.records[-1].at_ms

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cloud_sim.model import Logprobs, ScoreRequest
 from cloud_sim.session import Shelf, session
-from cloud_sim.session.pace import Window
+from cloud_sim.session.pace import FIRST_BYTES, Flow, Receipt, Window
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import Faults, Wiretap, run_direct
 from edge_runtime.schedules.exchange import Request
@@ -166,3 +166,32 @@ def test_an_adapted_window_fits_what_is_in_flight() -> None:
     assert 10 <= window.size <= 24
     assert Window(5, 64).size == 5
     assert Window(100, 64).size == 64
+
+
+def test_twice_what_fits_in_flight_may_be_on_its_way() -> None:
+    """100 ms there and back, 1,000 bytes every 10 ms: 10 frames fit. Then the link takes a tenth,
+    and the first news of it comes with frames that were sent when it was fast."""
+    flow = Flow()
+    frames: list[Receipt] = []
+    for at in range(30):
+        if at >= 10:
+            flow.read(frames[at - 10], at * 10.0)
+        frames.append(flow.sent(1000, at * 10.0))
+    assert flow.room == 10
+    frames += [flow.sent(1000, 300.0) for _ in range(10)]
+    assert flow.room == 0
+    for at in range(20, 40):
+        flow.read(frames[at], 300 + (at - 19) * 100.0)
+    assert flow.room > 2  # of the last 16 paces, the best counts
+    for at in range(24, 40):
+        flow.read(flow.sent(1000, at * 100.0), at * 100.0 + 100)
+    assert flow.room == 2
+
+
+def test_before_anything_was_read_a_first_window_may_be_on_its_way() -> None:
+    flow = Flow()
+    assert flow.room > 16
+    flow.sent(FIRST_BYTES // 2, 0.0)
+    assert flow.room == 1
+    flow.sent(FIRST_BYTES, 0.0)
+    assert flow.room == 0
