@@ -18,8 +18,9 @@ SPARE = 1.5
 FULL = 2.0
 """Of what fits in flight, what may be on its way: the news of what was read is as old as the way
 back, and what an answer that is sure of itself sends does not show what a link can take."""
-FIRST_BYTES = 14_600
-"""What may be on its way before anything was read: TCP's first window (RFC 6928)."""
+FIRST_BYTES, FIRST_PACES = 24_000, 8
+"""What may be on its way at any rate before so many paces are known: what eight branches send in
+100 ms. With less they begin late on a good link; with more a slow link begins late."""
 
 
 @dataclass(slots=True)
@@ -84,6 +85,7 @@ class Flow:
     _frames: int = 0
     _sent_bytes: int = 0
     _read_bytes: int = 0
+    _begun: bool = False
     _shortest_ms: float = math.inf
     """Of all round trips: those over a full link say nothing of the link."""
     _paces: deque[float] = field(default_factory=lambda: deque(maxlen=16))
@@ -94,7 +96,9 @@ class Flow:
         """Frames of the usual size that still fit; none: only the most urgent should go."""
         if not self._frames:
             return FIRST_BYTES
-        most = FULL * max(self._paces) * self._shortest_ms if self._paces else FIRST_BYTES
+        most = FULL * max(self._paces) * self._shortest_ms if self._paces else 0.0
+        if len(self._paces) < FIRST_PACES:
+            most = max(most, FIRST_BYTES)
         left = most - (self._sent_bytes - self._read_bytes)
         return max(0, int(left * self._frames / self._sent_bytes))
 
@@ -106,6 +110,9 @@ class Flow:
 
     def read(self, frame: Receipt, now_ms: float) -> None:
         """The device has told that it has read that frame."""
+        if not self._begun:
+            # It was at its prompt meanwhile, so how long all this took says nothing of the link.
+            self._begun, self._read_bytes = True, self._sent_bytes
         took_ms = now_ms - frame.at_ms
         if took_ms <= 0 or frame.sent_bytes <= self._read_bytes:
             return

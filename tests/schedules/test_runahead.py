@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cloud_sim.model import Logprobs, ScoreRequest
 from cloud_sim.session import Shelf, session
-from cloud_sim.session.pace import FIRST_BYTES, Flow, Receipt, Window
+from cloud_sim.session.pace import FIRST_BYTES, FIRST_PACES, Flow, Receipt, Window
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import Faults, Wiretap, run_direct
 from edge_runtime.schedules.exchange import Request
@@ -172,6 +172,7 @@ def test_twice_what_fits_in_flight_may_be_on_its_way() -> None:
     """100 ms there and back, 1,000 bytes every 10 ms: 10 frames fit. Then the link takes a tenth,
     and the first news of it comes with frames that were sent when it was fast."""
     flow = Flow()
+    flow.read(flow.sent(1000, 0.0), 5000.0)  # the device was at its prompt
     frames: list[Receipt] = []
     for at in range(30):
         if at >= 10:
@@ -188,10 +189,20 @@ def test_twice_what_fits_in_flight_may_be_on_its_way() -> None:
     assert flow.room == 2
 
 
-def test_before_anything_was_read_a_first_window_may_be_on_its_way() -> None:
+def test_before_the_pace_is_known_a_first_window_may_be_on_its_way() -> None:
     flow = Flow()
     assert flow.room > 16
-    flow.sent(FIRST_BYTES // 2, 0.0)
+    half = FIRST_BYTES // 2
+    first = flow.sent(half, 0.0)
     assert flow.room == 1
-    flow.sent(FIRST_BYTES, 0.0)
+    second = flow.sent(half, 10.0)
     assert flow.room == 0
+    flow.read(first, 4000.0)  # the first word: the link had all the time
+    assert flow.room == 2
+    flow.read(second, 4010.0)
+    for at in range(FIRST_PACES):
+        assert flow.room == 2
+        flow.read(flow.sent(half, 5e3 + at * 1e3), 6e3 + at * 1e3)
+    assert flow.room == 2  # twice what fits in flight, now
+    flow.sent(half, 5e4)
+    assert flow.room == 1
