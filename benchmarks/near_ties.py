@@ -1,6 +1,6 @@
 """Do the schedules emit the same tokens when real models really run? (docs/schedules.md)
 
-    python -m benchmarks.near_ties --cloud LARGE --device SMALL --data X.jsonl --cases 6
+    python -m benchmarks.near_ties --cloud LARGE --device SMALL --data COGENESIS.jsonl --cases 6
 
 The schedules' logic is proven on models in float64. Real ones sum in another order when they score
 several positions at once, or several rows, so a near tie may fall the other way; from there on

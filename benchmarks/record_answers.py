@@ -1,6 +1,6 @@
 """Record steered answers of a real pair of models, position by position, to replay at will.
 
-    python -m benchmarks.record_answers --cloud LARGE --device SMALL --data X.jsonl --out DIR
+    python -m benchmarks.record_answers --cloud LARGE --device SMALL --data COGENESIS.jsonl --out DIR
 
 Greedy, `softmax(L + gain * D)` over the cloud's 64 best tokens. For each position the recording
 keeps what any schedule may ask on the way of the answer: the cloud's 64 best, both rows of the
@@ -189,6 +189,8 @@ def main() -> None:
     cloud, small = (load(name, dtype=chosen.dtype) for name in (chosen.cloud, chosen.device))
     lines = chosen.data.read_text(encoding="utf-8").splitlines()[: chosen.cases]
     cases = [json.loads(line) for line in lines]
+    if not all({"input", "personalized_input"} <= case.keys() for case in cases):
+        options.error("--data wants CoGenesis's lines, with `input` and `personalized_input`")
     cases = [c for c in cases if not all(made(chosen.out, c, gain) for gain in chosen.gains)]
     for begin in range(0, len(cases), chosen.at_once):
         began, jobs = time.perf_counter(), []

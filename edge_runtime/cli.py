@@ -61,7 +61,9 @@ def generate(
         ),
     ] = "names",
     gain: Annotated[float | None, typer.Option(help="Instead of the method's own.")] = None,
-    codec: Annotated[str, typer.Option(help="Candidates sent: topk:K or full.")] = "topk:64",
+    codec: Annotated[
+        str, typer.Option(help="Candidates sent: topk:K, packed:K, nucleus:P, full or full8.")
+    ] = "topk:64",
     max_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 128,
     temperature: Annotated[float, typer.Option(help="0: greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw among this much probability.")] = 1.0,

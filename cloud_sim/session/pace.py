@@ -94,7 +94,7 @@ class Flow:
     @property
     def room(self) -> int:
         """Frames of the usual size that still fit; none: only the most urgent should go."""
-        if not self._frames:
+        if not self._sent_bytes:
             return FIRST_BYTES
         most = FULL * max(self._paces) * self._shortest_ms if self._paces else 0.0
         if len(self._paces) < FIRST_PACES:
