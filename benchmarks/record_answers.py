@@ -1,6 +1,6 @@
 """Record steered answers of a real pair of models, position by position, to replay at will.
 
-    python -m benchmarks.record_answers --cloud LARGE --device SMALL --data COGENESIS.jsonl --out DIR
+    python -m benchmarks.record_answers --cloud LARGE --device SMALL --data FILE.jsonl --out DIR
 
 Greedy, `softmax(L + gain * D)` over the cloud's 64 best tokens. For each position the recording
 keeps what any schedule may ask on the way of the answer: the cloud's 64 best, both rows of the
