@@ -18,6 +18,9 @@ SPARE = 1.5
 FULL = 2.0
 """Of what fits in flight, what may be on its way: the news of what was read is as old as the way
 back, and what an answer that is sure of itself sends does not show what a link can take."""
+QUEUE_MS = 100.0
+"""What is through so soon may be on its way at any rate, however near the device is (as LEDBAT,
+RFC 6817): some eight predictions wait at the device itself."""
 FIRST_BYTES, FIRST_PACES = 24_000, 8
 """What may be on its way at any rate before so many paces are known: what eight branches send in
 100 ms. With less they begin late on a good link; with more a slow link begins late."""
@@ -75,7 +78,7 @@ class Receipt(NamedTuple):
 @dataclass(slots=True)
 class Flow:
     """Bytes on their way to the device, and how many may be: what it has read of late in a time,
-    times the shortest round trip, `FULL` times over.
+    times the shortest round trip, `FULL` times over, or times `QUEUE_MS`.
 
     A frame that is confirmed was read, and so was all that was sent before it. More than fits in
     flight only waits in front of what the device needs next: 8 branches on a link that has fallen
@@ -96,7 +99,8 @@ class Flow:
         """Frames of the usual size that still fit; none: only the most urgent should go."""
         if not self._sent_bytes:
             return FIRST_BYTES
-        most = FULL * max(self._paces) * self._shortest_ms if self._paces else 0.0
+        within_ms = max(FULL * self._shortest_ms, QUEUE_MS)
+        most = max(self._paces) * within_ms if self._paces else 0.0
         if len(self._paces) < FIRST_PACES:
             most = max(most, FIRST_BYTES)
         left = most - (self._sent_bytes - self._read_bytes)
