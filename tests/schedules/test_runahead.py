@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cloud_sim.model import Logprobs, ScoreRequest
 from cloud_sim.session import Shelf, session
-from cloud_sim.session.pace import FIRST_BYTES, FIRST_PACES, Flow, Receipt, Window
+from cloud_sim.session.pace import FIRST_BYTES, FIRST_PACES, QUEUE_MS, Flow, Receipt, Window
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import Faults, Wiretap, run_direct
 from edge_runtime.schedules.exchange import Request
@@ -206,3 +206,11 @@ def test_before_the_pace_is_known_a_first_window_may_be_on_its_way() -> None:
     assert flow.room == 2  # twice what fits in flight, now
     flow.sent(half, 5e4)
     assert flow.room == 1
+
+
+def test_near_the_device_what_is_through_soon_may_be_on_its_way() -> None:
+    """1,000 bytes every 10 ms, read within 10: twice that would be two frames."""
+    flow = Flow()
+    for at in range(2 * FIRST_PACES):
+        flow.read(flow.sent(1000, at * 10.0), at * 10.0 + 10)
+    assert flow.room == QUEUE_MS / 10
