@@ -13,13 +13,24 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import typer
+_raises = (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+)
+if _raises:  # nobody can catch it yet, and a traceback is no answer to an interrupt
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from edge_runtime.errors import CosteerError, EnvironmentFailure
+import typer  # noqa: E402
+
+from edge_runtime.errors import CosteerError, EnvironmentFailure  # noqa: E402
+
+if _raises:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 __version__ = "0.1.0"
 

@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,22 @@ def test_a_missing_argument_names_the_verb(
     assert error.startswith("costeer inspect: Missing argument")
     assert error.endswith("See costeer inspect --help.\n")
     assert error.count("\n") == 1
+
+
+def test_an_interrupt_while_the_program_still_loads_shows_no_traceback() -> None:
+    """The library that takes longest to load is interrupted as its first line runs."""
+    at_its_first_line = (
+        "import os, signal, sys; from importlib.abc import MetaPathFinder\n"
+        "class Interrupts(MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+    )
+    done = in_a_process("-c", at_its_first_line + "import costeer")
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == ""
+    done = in_a_process("-c", "import costeer, signal; signal.raise_signal(signal.SIGINT)")
+    assert "KeyboardInterrupt" in done.stderr, "afterwards it is an exception, for `main` to catch"
 
 
 @pytest.mark.parametrize(
