@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import select
 import signal
 import sys
 import threading
@@ -39,6 +40,8 @@ DEBUG = "COSTEER_DEBUG"
 
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
 INTERRUPTED = "costeer: interrupted."
+LONGEST = 2000
+"""Characters of an error: what a server says may be longer than a screen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +195,23 @@ def _usage(called: str | None, error: Exception, describe: Callable[[], str]) ->
 
 
 def _nobody_reads() -> int:
-    """The reader has gone (`costeer ... | head`). Python would complain once more at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    """The reader has gone (`costeer ... | head`). Python would complain once more at exit.
+
+    That is no failure where it had what it wanted; where the errors' reader has gone, nobody knows.
+    """
+    hears_errors = sys.stderr is None or _has_a_reader(sys.stderr.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not _has_a_reader(stream.fileno()):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return 0 if hears_errors else 1
+
+
+def _has_a_reader(handle: int) -> bool:
+    if not hasattr(select, "poll"):
+        return False  # then only what broke can have been meant
+    poll = select.poll()
+    poll.register(handle, select.POLLOUT)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _surroundings(called: str | None, error: OSError | MemoryError) -> EnvironmentFailure:
@@ -227,7 +244,10 @@ def _fail(line: str, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    print(" ".join(line.split()), file=sys.stderr)
+    if sys.stderr is not None:  # as it is where the shell closed it
+        # One line, whatever a server or a file made of it, and nothing that moves the cursor.
+        words = "".join(c if c.isprintable() else " " for c in line).split()
+        print(" ".join(words)[:LONGEST], file=sys.stderr)
     return code
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import ssl
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,13 @@ def serve(
     from cloud_sim.live.server import Server, Tls, bound, create_app
     from cloud_sim.session import Limits
 
+    if upstream_key_file is not None and not upstream:
+        raise UsageError(
+            "--upstream-key-file",
+            "without --upstream there is nobody to show it to",
+            got=upstream_key_file,
+            todo="Add --upstream http://HOST/v1#MODEL, or leave it out",
+        )
     token = _token(token_file)
     tls = Tls(*pair) if (pair := _tls(tls_certificate, tls_key)) else None
     limits = ServerLimits(
@@ -106,7 +114,12 @@ def serve(
 
     app = create_app(opened, limits, token)
     server = Server(app, listener, limits=limits, tls=tls, ready=ready)
-    server.run_here()
+    try:
+        server.run_here()
+    except KeyboardInterrupt:
+        # The process ends now: another one could only tear what is being said about it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
 
 
 def _tls(certificate: Path | None, key: Path | None) -> tuple[str, str] | None:

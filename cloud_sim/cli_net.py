@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,6 @@ def profiles(
         if out is None or out.suffix != ".toml":
             raise UsageError("profiles", "a made profile needs a file", allowed="--out NAME.toml")
         write_whole(out, device_toml(out.stem, read_json(device_from, ProfileReport)))
-        device(str(out)).costs()
         _STDERR.print(f"wrote {out}")
         if as_json:
             print(json.dumps({"path": str(out)}))
@@ -147,7 +147,10 @@ def trace_convert(
     as_json: Json = False,
 ) -> None:
     """Write a trace in another form, carrying the same bytes up to one packet a loop."""
-    converted = convert(traces.read(file), to.value, step_ms=step_ms)
+    source = traces.read(file)
+    if out.exists() and out.samefile(file):
+        raise UsageError("OUT", "this is the trace to read", got=out, todo="Name another file")
+    converted = convert(source, to.value, step_ms=step_ms)
     write_whole(out, converted.text())
     _said(out, converted, as_json)
 
@@ -163,7 +166,9 @@ def trace_make(
     seconds: Annotated[
         float, typer.Option(min=0.1, max=604_800, help="Length before it loops.")
     ] = 120.0,
-    spread: Annotated[float, typer.Option(min=0, help="Relative deviation in a state.")] = 0.2,
+    spread: Annotated[
+        float, typer.Option(min=0, max=100, help="Relative deviation in a state.")
+    ] = 0.2,
     form: Annotated[_Form, typer.Option(help="mahimahi, rate or rtt.")] = _Form.mahimahi,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
@@ -182,7 +187,10 @@ def trace_make(
         form="rtt" if form is _Form.rtt else "rate",
     )
     made = convert(made, form.value)
-    write_whole(out, made.text())
+    text = made.text()
+    if form is not _Form.mahimahi:
+        traces.parse(text, str(out), made.form)  # nothing is written that nobody can read
+    write_whole(out, text)
     _said(out, made, as_json)
 
 
@@ -217,6 +225,7 @@ def shape(
     transport = chosen.transport if tls else chosen.transport.plain()
     links = partial(_links, chosen, seed)
     with_address = (_address("--to", to), _address("--listen", listen))
+    links(0)  # what is wrong with the profile or its traces shows here, not when a client comes
     try:
         asyncio.run(_shape(links, transport, *with_address, profile, as_json))
     except KeyboardInterrupt:
@@ -246,6 +255,15 @@ async def _shape(
 
 def _address(where: str, text: str) -> tuple[str, int]:
     host, _, port = text.removeprefix("ws://").rstrip("/").rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not (host and _is_name(host) and re.fullmatch("[0-9]{1,5}", port)) or int(port) > 65535:
         raise UsageError(where, "not an address", got=text, allowed="HOST:PORT")
     return host.strip("[]"), int(port)
+
+
+def _is_name(host: str) -> bool:
+    """Whether a resolver would take it: a part of more than 63 letters is no name."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True

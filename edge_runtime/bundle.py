@@ -38,6 +38,8 @@ TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 REPORT = "export_report.json"
 
+NEEDED = (DECODER, TOKENIZER)
+"""What no CPU bundle can do without."""
 UNCHECKED = frozenset({MANIFEST, REPORT})
 """Files that carry no checksum."""
 
@@ -113,7 +115,7 @@ def read_manifest(path: Path) -> Manifest:
             "this folder is no bundle: manifest.json is missing",
             todo="Make one with: costeer export --out DIR",
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BundleError(
             where, "cannot be read", got=type(error).__name__, todo="Export it again"
         ) from None
@@ -145,6 +147,13 @@ def manifest_text(manifest: Manifest) -> str:
 
 def check_files(path: Path, manifest: Manifest, *, contents: bool = True) -> None:
     """Compare sizes, and SHA-256 if `contents`, with the manifest. Raises `BundleError`."""
+    for name in () if manifest.npu is not None else NEEDED:
+        if name not in manifest.files:
+            raise BundleError(
+                str(path / MANIFEST),
+                f"{name} is not among the files",
+                todo="Export the model again",
+            )
     for name, expected in sorted(manifest.files.items()):
         where = str(path / name)
         if Path(name).name != name:
@@ -198,13 +207,16 @@ class BundleWriter:
         # here `out` exists; without finish(), or on any error, nothing was left behind
 
     `replace` allows an existing BUNDLE at `out` to be replaced; any other non-empty folder is
-    refused with `UsageError` before any work.
+    refused with `UsageError` before any work, and again before it would be replaced.
     """
 
     def __init__(self, out: str | os.PathLike[str], *, replace: bool = False) -> None:
         self.out = Path(out).absolute()
         self.path = Path()
-        self._finished = False
+        self._finished, self._replace = False, replace
+        self._refuse_what_is_there()
+
+    def _refuse_what_is_there(self) -> None:
         if self.out.exists() and not self.out.is_dir():
             raise UsageError("--out", "is a file, not a folder", got=self.out)
         if self.out.is_dir() and any(self.out.iterdir()):
@@ -213,7 +225,7 @@ class BundleWriter:
                     "--out", "the folder is not empty and no bundle", got=self.out,
                     todo="Choose another folder",
                 )  # fmt: skip
-            if not replace:
+            if not self._replace:
                 raise UsageError(
                     "--out", "there is a bundle already", got=self.out,
                     todo="Choose another folder, or replace it with --replace",
@@ -254,6 +266,11 @@ class BundleWriter:
                     todo="Make room and export again; nothing was left behind",
                 ) from error  # fmt: skip
             return
+        try:
+            self._refuse_what_is_there()  # an export takes minutes: somebody else may have come
+        except UsageError:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
         old = None
         if self.out.exists():
             old = self.path.with_name(self.path.name + ".old")

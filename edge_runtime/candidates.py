@@ -62,6 +62,25 @@ class Codec(Protocol):
         ...
 
 
+LOOSE = 0.01
+"""What rounding may add to a probability."""
+
+
+def sound(logprobs: Floats) -> Floats:
+    """`logprobs` [C], if they can be what a model predicts. Raises `ConnectionFailed`.
+
+    One that is none (a cloud model that overflowed in fp16, or no cloud model at all) would
+    silently make the answer nonsense.
+    """
+    best = logprobs.max()
+    if not -np.inf < best <= LOOSE:  # NaN is in no range, and comes through `max`
+        raise ConnectionFailed(
+            "candidates", "these are no log-probabilities", got=f"best {best}", allowed="at most 0",
+            todo="Look at the cloud's model",
+        )  # fmt: skip
+    return logprobs
+
+
 @lru_cache(maxsize=8)
 def all_ids(size: int) -> Ids:
     """0 to `size` - 1, made once."""
@@ -91,7 +110,7 @@ class Full:
             raise ConnectionFailed(
                 "candidates", "a full payload has a wrong length", got=f"{len(payload)} bytes"
             )
-        logprobs = np.frombuffer(payload, dtype="<f2").astype(np.float32)
+        logprobs = sound(np.frombuffer(payload, dtype="<f2").astype(np.float32))
         return CandidateSet(all_ids(len(logprobs)), logprobs, full=True)
 
 
@@ -136,8 +155,10 @@ class TopK:
                 "candidates", "a top-k payload has a wrong length", got=f"{len(payload)} bytes"
             )
         ids = np.frombuffer(payload, _U4, count).astype(_ID)
-        logprobs = np.frombuffer(payload, _F2, count, 4 * count).astype(_F4)
+        logprobs = sound(np.frombuffer(payload, _F2, count, 4 * count).astype(_F4))
         (left_out,) = _MASS.unpack_from(payload, 6 * count)
+        if not 0 <= left_out <= 1 + LOOSE:
+            raise ConnectionFailed("candidates", "a mass left out is none", got=left_out)
         return CandidateSet(ids, logprobs, left_out)
 
 
@@ -149,7 +170,8 @@ def codec(name: str) -> Codec:
     from edge_runtime import compact
 
     kind, _, number = name.partition(":")
-    whole = int(number) if number.isascii() and number.isdigit() else 0
+    # No vocabulary has a number of ten digits, and Python takes none of thousands.
+    whole = int(number) if number.isascii() and number.isdigit() and len(number) < 10 else 0
     if name == "full":
         return Full()
     if name == "full8":

@@ -24,8 +24,11 @@ from edge_runtime.errors import SpecError, did_you_mean
 class Checked(BaseModel):
     """A table of a user's file: unknown keys are refused, values cannot be changed later."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+
+PRIVATE = frozenset(("case", "note", "notes", "context", "history"))
+"""Keys whose values are somebody's own: an error says what they are, never what they say."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -39,8 +42,8 @@ def toml(path: Path) -> dict[str, Any]:
     """The TOML file at `path`, unchecked. Raises `SpecError` if it is not there or not TOML."""
     try:
         return tomllib.loads(_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(str(path), f"not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise SpecError(str(path), f"not valid TOML: {_first_line(error)}") from error
 
 
 def read_json(path: Path, kind: type[M]) -> M:
@@ -51,6 +54,8 @@ def read_json(path: Path, kind: type[M]) -> M:
         raise SpecError(
             f"{path}:{error.lineno}", f"not valid JSON: {error.msg}", todo="Correct that line"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise SpecError(str(path), f"not valid JSON: {_first_line(error)}") from error
     return check(data, kind, where=str(path))
 
 
@@ -64,7 +69,7 @@ def check(data: Any, kind: type[M], *, where: str) -> M:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         like = path.parent.glob(f"[!.]*{path.suffix}") if path.suffix else ()
         beside = [other.name for other in like]
@@ -84,6 +89,7 @@ def _explain(error: ValidationError, kind: type[BaseModel], where: str) -> SpecE
     at = detail["loc"]
     spot = f"{where}: {_dotted(at)}" if at else where
     got, what = detail.get("input"), _lower(detail["msg"].removeprefix("Value error, "))
+    shown = _kind_of(got) if PRIVATE.intersection(map(str, at)) else _short(got)
     match detail["type"]:
         case "extra_forbidden":
             return SpecError(
@@ -94,9 +100,10 @@ def _explain(error: ValidationError, kind: type[BaseModel], where: str) -> SpecE
         case "missing":
             return SpecError(spot, "this key is needed", todo="Add it")
         case "model_type" | "model_attributes_type" | "dict_type":
-            return SpecError(spot, "a table of keys is needed here", got=_short(got))
+            return SpecError(spot, "a table of keys is needed here", got=shown)
         case "literal_error" | "enum":
-            allowed = re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", "")))
+            expected = str(detail.get("ctx", {}).get("expected", ""))
+            allowed = re.findall(r"'([^']*)'", expected) or [expected]
             return SpecError(
                 spot,
                 "no such choice",
@@ -104,7 +111,7 @@ def _explain(error: ValidationError, kind: type[BaseModel], where: str) -> SpecE
                 allowed=", ".join(allowed),
                 todo=did_you_mean(str(got), allowed) if allowed else "",
             )
-    return SpecError(spot, what, got=_short(got))
+    return SpecError(spot, what, got=shown)
 
 
 def _dotted(at: Sequence[str | int]) -> str:
@@ -115,8 +122,26 @@ def _dotted(at: Sequence[str | int]) -> str:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, dict):  # may hold anything, a note too
+        return _kind_of(value)
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _kind_of(value: object) -> str:
+    """What a value is, without what it says."""
+    match value:
+        case dict():
+            return f"a table with {', '.join(map(str, value)) or 'nothing in it'}"[:80]
+        case list() | tuple():
+            return f"a list of {len(value)}"
+        case str():
+            return f"text of {len(value)} characters"
+    return type(value).__name__
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _lower(text: str) -> str:

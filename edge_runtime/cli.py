@@ -113,7 +113,7 @@ def generate(
     from edge_runtime.schedules.alone import alone
     from edge_runtime.schedules.exchange import Request
     from edge_runtime.text import Text
-    from edge_runtime.transcript import Transcript
+    from edge_runtime.transcript import Transcript, finite
 
     _check_text(query)
     rule = method_named(method, gain)
@@ -194,7 +194,7 @@ def generate(
     row = {"text": answer, **counted, **transcript.row(), "peak_rss_mb": peak_rss_mb()}
     row["ledger"] = ledger(transcript, rule, sampler).row()
     if as_json:
-        print(json.dumps(row))
+        print(json.dumps(finite(row), allow_nan=False))
     else:
         table(row)
     if failure is not None:

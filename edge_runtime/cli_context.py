@@ -73,9 +73,13 @@ def list_notes(as_json: Json = False) -> None:
         f"{', encrypted' if entry.encrypted else ''}"
         for entry, size in zip(entries, sizes, strict=True)
     ]
+    unreadable = shelf.unreadable()
+    lines += [
+        f"{file}  cannot be read: damaged, unfinished or of another version" for file in unreadable
+    ]
     _say(
         as_json,
-        {"notes": [asdict(entry) for entry in entries]},
+        {"notes": [asdict(entry) for entry in entries], "unreadable": unreadable},
         "\n".join(lines) or "No note is kept.",
     )
 
@@ -92,11 +96,11 @@ def drop(
     shelf = users_shelf()
     if everything == bool(name):
         raise UsageError("context drop", "name one note, or --all")
-    names = {entry.file for entry in shelf.entries()} if everything else {name}
-    dropped = [entry for one in sorted(names) for entry in shelf.drop(one)]
+    files = [entry.file for entry in shelf.entries()] + shelf.unreadable()
+    dropped = [file for one in (files if everything else [name]) for file in shelf.drop(one)]
     _say(
         as_json,
-        {"dropped": [asdict(entry) for entry in dropped]},
+        {"dropped": dropped},
         f"{len(dropped)} dropped.",
     )
 

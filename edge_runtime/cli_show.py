@@ -13,7 +13,8 @@ class Stream:
     """Prints an answer as it comes."""
 
     def __init__(self, text: Text, to: TextIO, shown: bool) -> None:
-        self._decoder, self._to, self._shown = text.stream(), to, shown
+        # Where the shell closed it there is no output at all.
+        self._decoder, self._to, self._shown = text.stream(), to, shown and to is not None
         self._began = False
 
     def __call__(self, record: TokenRecord) -> None:
@@ -33,6 +34,12 @@ class Stream:
             self._to.flush()
 
 
+def _speed(row: dict[str, Any]) -> str:
+    first = f"first after {row['ttft_ms']:.0f} ms"
+    # One token has no time after the first.
+    return f"{row['tokens_per_s']:.1f} tokens/s, {first}" if row["tokens_per_s"] > 0 else first
+
+
 def table(row: dict[str, Any]) -> None:
     """The figures of an answer, for a person."""
     from rich.console import Console
@@ -45,7 +52,7 @@ def table(row: dict[str, Any]) -> None:
     for name, value in (
         ("method", f"{row['method']}, gain {row['gain']:.4g}, {row['schedule']}"),
         ("tokens", f"{len(row['tokens'])} ({row['finish']})"),
-        ("speed", f"{row['tokens_per_s']:.1f} tokens/s, first after {row['ttft_ms']:.0f} ms"),
+        ("speed", _speed(row)),
         ("a token", f"{parts['total']:.1f} ms: {spent}"),
         (
             "bytes a token",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.candidates import CandidateSet, Floats, Ids, all_ids, best_ids
+from edge_runtime.candidates import CandidateSet, Floats, Ids, all_ids, best_ids, sound
 from edge_runtime.errors import ConnectionFailed
 
 _FULL = struct.Struct("<ff")
@@ -59,7 +59,8 @@ class Full8:
             )
         top, step = _FULL.unpack_from(payload)
         steps = np.frombuffer(payload, np.uint8, offset=_FULL.size)
-        return CandidateSet(all_ids(len(steps)), _from_bytes(top, step, steps), full=True)
+        logprobs = sound(_from_bytes(top, step, steps))
+        return CandidateSet(all_ids(len(steps)), logprobs, full=True)
 
 
 def pack(ids: Ids, logprobs: Floats, left_out: float) -> bytes:
@@ -79,7 +80,7 @@ def unpack(payload: bytes) -> CandidateSet:
         raise ConnectionFailed(
             "candidates", "a packed payload is cut short", got=f"{len(payload)} bytes"
         ) from error
-    return CandidateSet(ids, _from_bytes(top, step, steps), left_out=left_out)
+    return CandidateSet(ids, sound(_from_bytes(top, step, steps)), left_out=left_out)
 
 
 def _variable(numbers: Ids) -> bytes:

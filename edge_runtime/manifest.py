@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 """Raised when an older runtime would misread a newer bundle."""
+
+
+Count = Annotated[int, Field(ge=1, le=1 << 31)]
+Id = Annotated[int, Field(ge=0, le=1 << 31)]
+Bytes = Annotated[int, Field(ge=0)]
 
 
 class _Part(BaseModel):
@@ -28,30 +33,30 @@ class Architecture(_Part):
     """The shapes a runtime needs to allocate its caches."""
 
     family: str
-    layers: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    vocabulary_size: int
-    max_context: int
+    layers: Annotated[int, Field(ge=1, le=1000)]
+    kv_heads: Count
+    head_dim: Count
+    hidden: Count
+    vocabulary_size: Count
+    max_context: Count
     """Tokens, prompt and answer together."""
 
 
 class Tokens(_Part):
     """Special token ids."""
 
-    bos: int | None
-    end_ids: tuple[int, ...]
-    pad: int
+    bos: Id | None
+    end_ids: tuple[Id, ...]
+    pad: Id
 
 
 class Memory(_Part):
     """What running it takes: weights + rows * tokens * kv + workspace, in bytes."""
 
-    weights_bytes: int
+    weights_bytes: Bytes
     """Size of weights.bin. Mapped from the file; packed once more by kernels that need it."""
-    kv_bytes_per_token_per_row: int
-    workspace_bytes: int
+    kv_bytes_per_token_per_row: Bytes
+    workspace_bytes: Bytes
     """Estimate for two rows and a prefill chunk of 64 tokens; the report has the measured peak."""
 
 

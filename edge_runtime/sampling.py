@@ -40,12 +40,12 @@ class Sampler:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 100:
+        if self.temperature and not 1e-3 <= self.temperature <= 100:
             raise UsageError(
                 "sampler",
                 "the temperature is out of range",
                 got=self.temperature,
-                allowed="0 to 100",
+                allowed="0, or 0.001 to 100",
             )
         if not 0 < self.top_p <= 1:
             raise UsageError(

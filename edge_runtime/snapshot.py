@@ -1,7 +1,8 @@
 """A private note's keys and values, kept on the device: the next query prefills only itself.
 
 The note comes first in the aware prompt, so its keys and values do not depend on the query. One
-file a note: a header line (JSON), then one block for each layer's keys and values. With a key the
+file a note: a header line (JSON), then one block for each layer's keys and values, each with a
+checksum (CRC-32): a bit that flipped on the disk would be another answer. With a key the
 blocks are encrypted with AES-256-GCM (the header is authenticated) and the file's name is a keyed
 hash, so neither tells anything of the note. A file belongs to one model, one template and one
 note: when any of them changes it is not found, and `put` under the same name drops the old one.
@@ -17,8 +18,9 @@ import json
 import os
 import struct
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -31,9 +33,12 @@ from edge_runtime.weights import cache_dir
 if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
 
-SCHEMA = 1
+SCHEMA = 2
 SUFFIX = ".note"
+PART = ".part-"
+"""Files that are being written; one whose writer was killed is left, and dropped with the rest."""
 MIN_KEY_BYTES = 16
+LONGEST_NAME = 200
 KEY_FILE_VARIABLE = "COSTEER_NOTE_KEY_FILE"
 
 Block = npt.NDArray[np.float32]
@@ -73,9 +78,16 @@ class Shelf:
         """
         digest = self._digest(bundle, ids)
         shown = name or digest[:12]
+        if len(shown) > LONGEST_NAME or not shown.isprintable():
+            raise UsageError(
+                "--name", "a note's name has to fit on a line", got=f"{len(shown)} characters",
+                allowed=f"{LONGEST_NAME}, all printable", todo="Give a shorter one with --name",
+            )  # fmt: skip
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, part = tempfile.mkstemp(dir=self.folder)  # readable by the user alone
+            handle, part = tempfile.mkstemp(
+                dir=self.folder, prefix=PART
+            )  # readable by the user alone
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         try:
@@ -102,33 +114,46 @@ class Shelf:
         return self._read(path) if path.is_file() else None
 
     def entries(self) -> list[Entry]:
-        """All kept notes, by name. Files of another schema are left out."""
-        found = []
+        """All kept notes, by name. Files that cannot be read are left out (`unreadable`)."""
+        found = [entry for _, entry in self._all() if entry is not None]
+        return sorted(found, key=lambda entry: (entry.name, entry.file))
+
+    def unreadable(self) -> list[str]:
+        """Files that hold a note, or the beginning of one, and are damaged or of another schema."""
+        parts = [path.name for path in self.folder.glob(f"{PART}*")]
+        return sorted([path.name for path, entry in self._all() if entry is None] + parts)
+
+    def drop(self, name: str) -> list[str]:
+        """Delete the notes called `name`, or the file of that name; the names of the files.
+
+        Raises `UsageError` where there is none.
+        """
+        entries, unreadable = self.entries(), self.unreadable()
+        chosen = [entry.file for entry in entries if name in (entry.name, entry.file)]
+        chosen += [file for file in unreadable if file == name]
+        if not chosen:
+            known = {entry.name for entry in entries} | set(unreadable)
+            raise UsageError(
+                "context", "no such note is kept", got=name,
+                todo=did_you_mean(name, known) if known else "There is none at all",
+            )  # fmt: skip
+        for file in chosen:
+            (self.folder / file).unlink(missing_ok=True)
+        return chosen
+
+    def _all(self) -> Iterator[tuple[Path, Entry | None]]:
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             try:
                 with path.open("rb") as file:
                     entry, _ = _header(path, file)
             except (EnvironmentFailure, OSError):
-                continue
-            found.append(entry)
-        return sorted(found, key=lambda entry: (entry.name, entry.file))
-
-    def drop(self, name: str) -> list[Entry]:
-        """Delete the notes called `name` (or whose file is). Raises `UsageError` for none."""
-        entries = self.entries()
-        chosen = [entry for entry in entries if name in (entry.name, entry.file)]
-        if not chosen:
-            known = {entry.name for entry in entries}
-            raise UsageError(
-                "context", "no such note is kept", got=name,
-                todo=did_you_mean(name, known) if known else "There is none at all",
-            )  # fmt: skip
-        for entry in chosen:
-            (self.folder / entry.file).unlink(missing_ok=True)
-        return chosen
+                yield path, None
+            else:
+                # What a file says of itself decides nothing about other files.
+                yield path, replace(entry, file=path.name)
 
     def _digest(self, bundle: Bundle, ids: Sequence[int]) -> str:
-        told = f"{model_of(bundle)} {' '.join(map(str, ids))}".encode()
+        told = f"{SCHEMA} {model_of(bundle)} {' '.join(map(str, ids))}".encode()
         if self._key is None:
             return hashlib.sha256(told).hexdigest()
         return hmac.new(self._key, told, "sha256").hexdigest()
@@ -159,7 +184,7 @@ class Shelf:
             file.write(seal.nonce)
         for index, block in enumerate(blocks):
             raw = np.ascontiguousarray(block, "<f4").tobytes()
-            file.write(raw if seal is None else seal.close(index, raw))
+            file.write(raw + _checksum(raw) if seal is None else seal.close(index, raw))
         return entry
 
     def _read(self, path: Path) -> Iterator[Block]:
@@ -172,13 +197,18 @@ class Shelf:
                         str(path), "this note is encrypted", todo="Give its key with --key-file"
                     )
                 seal = _Seal(self._key, head, file.read(_Seal.NONCE_BYTES))
-            size = 4 * int(np.prod(entry.shape)) + (_Seal.TAG_BYTES if seal else 0)
+            size = 4 * int(np.prod(entry.shape))
+            size += _Seal.TAG_BYTES if seal else len(_checksum(b""))
             for index in range(entry.blocks):
                 raw = file.read(size)
                 if len(raw) != size:
                     raise _damaged(path)
                 if seal is not None:
                     raw = seal.open(index, raw, path)
+                else:
+                    raw, told = raw[:-4], raw[-4:]
+                    if _checksum(raw) != told:
+                        raise _damaged(path)
                 yield np.frombuffer(raw, "<f4").reshape(entry.shape)
 
 
@@ -249,14 +279,21 @@ def _derive(key: bytes) -> bytes:
     return hmac.new(b"costeer-edge note shelf", key, "sha256").digest()
 
 
+def _checksum(raw: bytes) -> bytes:
+    return struct.pack("<I", zlib.crc32(raw))
+
+
 def _header(path: Path, file: BinaryIO) -> tuple[Entry, bytes]:
     head = file.readline(65536)
     try:
         content = json.loads(head)
         if content["schema"] != SCHEMA:
             raise _damaged(path)
-        content["shape"] = tuple(content["shape"])
-        return Entry(**content), head
+        content["shape"] = tuple(map(int, content["shape"]))
+        entry = Entry(**content)
+        if not isinstance(entry.name, str):
+            raise _damaged(path)
+        return entry, head
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path) from error
 
@@ -265,7 +302,7 @@ def _damaged(path: Path) -> EnvironmentFailure:
     return EnvironmentFailure(
         str(path),
         "this kept note is damaged, or its key is another one",
-        todo="Drop it with: costeer context drop",
+        todo=f"Drop it with: costeer context drop {path.name}",
     )
 
 

@@ -97,7 +97,12 @@ class Text:
         """Of a bundle. Raises `BundleError` when a file is unreadable."""
         tokenizer = open_tokenizer(bundle.tokenizer)
         path = Path(bundle.chat_template)
-        template = path.read_text(encoding="utf-8") if path.is_file() else ""
+        try:
+            template = path.read_text(encoding="utf-8") if path.is_file() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(
+                str(path), "is no text", got=type(error).__name__, todo="Export the bundle again"
+            ) from error
         tokens = bundle.manifest.tokens
         ends = tuple(tokens.end_ids)
         return cls(
@@ -120,8 +125,13 @@ class Text:
                 add_generation_prompt=open_end,
                 **self._special,
             )
-        except jinja2.TemplateError as error:
-            raise BundleError("chat template", f"it cannot take a user message: {error}") from error
+        except Exception as error:
+            # Whatever a template does. Its words are not shown where they may quote the note.
+            words, quoted = str(error), set(user.split()).intersection(str(error).split())
+            raise BundleError(
+                "chat template", "it cannot take a user message",
+                got=type(error).__name__ if quoted else words, todo="Export the bundle again",
+            ) from (None if quoted else error)  # fmt: skip
 
     def prompts(self, query: str, context: str = "") -> Prompts:
         """Both prompts for `query` with the private note `context` (empty: the same twice)."""

@@ -5,6 +5,7 @@ Both drivers fill it; every table, row and picture is made from it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,3 +118,13 @@ class Transcript:
             **self.counters,
             "notes": self.notes,
         }
+
+
+def finite(value: Any) -> Any:
+    """`value` for JSON, which has no word for what is no number (a single token has no speed): null
+    in its place, in tables and lists too."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

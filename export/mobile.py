@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from edge_runtime.bundle import Bundle
+from edge_runtime.errors import BundleError
 
 XNNPACK_OPERATORS = "xnnpack_supported_ops.md"
 
@@ -34,11 +36,16 @@ def usability(bundle: Bundle) -> dict[str, dict[str, Taken]]:
 
 
 def graph_usability(path: Path) -> dict[str, Taken]:
-    """The same for one ONNX file; its external weights are not read."""
+    """The same for one ONNX file; its external weights are not read. Raises `BundleError`."""
     from onnxruntime.tools.mobile_helpers import usability_checker as checker
 
-    model = onnx.load(str(path), load_external_data=False)
-    shaped = onnx.shape_inference.infer_shapes(model)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        shaped = onnx.shape_inference.infer_shapes(model)
+    except (DecodeError, onnx.shape_inference.InferenceError, ValueError, RuntimeError) as error:
+        raise BundleError(
+            str(path), "this is no whole ONNX graph", todo="Export or fetch the bundle again"
+        ) from error
 
     def coreml(kind: str) -> Callable[[onnx.ModelProto, bool], Any]:
         name = f"coreml_supported_{kind}_ops.md"

@@ -25,6 +25,11 @@ Progress = Callable[[str, float], None]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+_UNREADABLE: tuple[type[Exception], ...] = (
+    OSError, ValueError, LookupError, ArithmeticError, RuntimeError, TypeError, AttributeError,
+    AssertionError,
+)  # fmt: skip
+"""What transformers and gguf raise at a damaged file; none of them checks what it reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,7 @@ def load_config(source: ModelSource) -> Any:
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(**source.arguments)
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise UsageError(
             "--model", f"its configuration cannot be read: {_first_line(error)}", got=source.name
         ) from error
@@ -171,7 +176,7 @@ def load_model(source: ModelSource) -> Any:
             model = AutoModelForCausalLM.from_pretrained(
                 **arguments, dtype=torch.float32, attn_implementation="eager"
             )
-    except (ValueError, OSError, KeyError, RuntimeError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise UsageError(
             "--model", f"its weights cannot be read: {_first_line(error)}", got=source.name
         ) from error
@@ -201,7 +206,7 @@ def load_language(source: ModelSource) -> Language:
         with _quiet():
             loaded = AutoTokenizer.from_pretrained(**source.arguments)
         backend = loaded.backend_tokenizer
-    except (ValueError, OSError, KeyError, AttributeError, NotImplementedError) as error:
+    except _UNREADABLE as error:
         raise UsageError(
             "--model", f"it has no usable fast tokenizer: {_first_line(error)}", got=source.name
         ) from error
@@ -223,7 +228,19 @@ def load_language(source: ModelSource) -> Language:
 
 
 def parameter_count(source: ModelSource) -> int:
-    """Weights in the source's files, counted from their headers, before anything is loaded."""
+    """Weights in the source's files, counted from their headers, before anything is loaded.
+
+    Raises `UsageError` for a damaged file.
+    """
+    try:
+        return _counted(source)
+    except _UNREADABLE as error:
+        raise UsageError(
+            "--model", f"its weights cannot be read: {_first_line(error)}", got=source.name
+        ) from error
+
+
+def _counted(source: ModelSource) -> int:
     if source.gguf:
         from gguf import GGUFReader
 
@@ -256,4 +273,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, IndexError):  # gguf reads on behind the end
+        return "the file is damaged or cut off"
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -5,6 +5,7 @@ From a `Transcript`; nothing here computes anything that the transcript does not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ Decode = Callable[[Iterable[int]], str]
 def token_row(record: TokenRecord, text: str, decode: Decode) -> dict[str, Any]:
     """One emitted token: its text, where its time went, and what steering did to it.
 
-    `moved` is log policy - log base of the token, in nats: how much likelier steering made it.
+    `moved` is log policy - log base of the token, in nats: how much likelier steering made it;
+    0 where the cloud had no say, so that there is nothing to compare with.
     `instead` is what the cloud alone would have said here; empty when that is the same token.
     """
     row: dict[str, Any] = {
@@ -32,7 +34,8 @@ def token_row(record: TokenRecord, text: str, decode: Decode) -> dict[str, Any]:
     decision: Decision | None = record.decision
     if decision is not None:
         row["source"] = decision.source
-        row["moved"] = round(decision.policy_logprob - decision.base_logprob, 4)
+        moved = decision.policy_logprob - decision.base_logprob
+        row["moved"] = round(moved, 4) if math.isfinite(moved) else 0.0
         row["instead"] = decode([decision.base_token]) if decision.diverged else ""
     return row
 

@@ -38,8 +38,10 @@ def simulate(
     from edge_runtime.assembly import Plan
     from edge_runtime.errors import UsageError
     from edge_runtime.files import check_writable, write_whole
+    from edge_runtime.transcript import finite
     from scenarios.cli_study import study_path
     from scenarios.models.opened import LocalModels
+    from scenarios.names import check_names
     from scenarios.plans import text_of
     from scenarios.run import run
     from scenarios.spec import read_scenario
@@ -69,6 +71,7 @@ def simulate(
             got=plan.measure,
             todo="Run it with costeer sweep",
         )
+    check_names(plan)
     if offline and tapes is None:
         raise UsageError("--offline", "there is nothing to replay", todo="Set --tapes")
     if out is not None:
@@ -84,17 +87,20 @@ def simulate(
         )
     ]
     models.keep()
-    answer = {"scenario": plan.name, "rows": rows}
+    answer = finite({"scenario": plan.name, "rows": rows})
     if out is not None:
-        write_whole(out / "rows.json", json.dumps(answer, indent=1) + "\n")
+        text = json.dumps(answer, indent=1, allow_nan=False)
+        write_whole(out / "rows.json", text + "\n", private=True)
     Console(stderr=as_json).print(table(rows, plan.varied))
     if as_json:
-        print(json.dumps(answer))
+        print(json.dumps(answer, allow_nan=False))
 
 
 def table(rows: list[dict[str, object]], varied: tuple[str, ...]) -> object:
     """Rows as a table: what varies, then the times and bytes."""
     from rich.table import Table
+
+    from scenarios.figures.arms import none
 
     shown = {"network": "profile", "device": "device_profile", "cloud": "cloud_profile"}
     axes = [shown.get(name, name) for name in varied if name != "network"]
@@ -116,6 +122,6 @@ def table(rows: list[dict[str, object]], varied: tuple[str, ...]) -> object:
         values = [row[name] for name in columns]
         table.add_row(
             *(str(row[axis]) for axis in axes),
-            *(f"{v:.1f}" if isinstance(v, float) else str(v) for v in values),
+            *("–" if none(v) else f"{v:.1f}" if isinstance(v, float) else str(v) for v in values),
         )
     return table

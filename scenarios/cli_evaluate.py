@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from edge_runtime.errors import UsageError
+from edge_runtime.transcript import finite
 from edge_runtime.weights import cache_dir
 from scenarios.datasets import read
 from scenarios.evaluate import Evaluation, Plan, Result
@@ -134,16 +135,7 @@ def evaluate(
             rows[name]["judge"] = mean([server.grade(c, a.text) for c, a in pairs]).dict()
     errors.print(_table(rows))
     if as_json:
-        print(json.dumps(_finite(rows), allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no word for what is no number: null."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        print(json.dumps(finite(rows), allow_nan=False))
 
 
 def _numbers(text: str) -> list[float]:

@@ -95,6 +95,7 @@ def table(
     as_json: bool = typer.Option(False, "--json", help="One JSON object as the last line."),
 ) -> None:
     """Print a finished study's figures as a Markdown table, with 90 % intervals."""
+    from edge_runtime.transcript import finite
     from scenarios.figures.table import only
     from scenarios.figures.table import table as make
     from scenarios.store import Store
@@ -110,7 +111,8 @@ def table(
     over = found.samples or "one sample, so there are none"
     typer.echo(f"90 % intervals over {over}. {found.warning}".rstrip(), err=True)
     if as_json:
-        print(json.dumps({"samples": found.samples, "cells": found.cells}))
+        answer = finite({"samples": found.samples, "cells": found.cells})
+        print(json.dumps(answer, allow_nan=False))
 
 
 def _names(text: str) -> list[str]:
@@ -130,6 +132,7 @@ def compare(
     from rich.table import Table
 
     from edge_runtime.errors import FELL_SHORT
+    from edge_runtime.transcript import finite
     from scenarios.compare import compare as run
     from scenarios.store import Store
 
@@ -151,7 +154,7 @@ def compare(
     worse = [change.figure for change in changes if change.verdict(tolerance) == "worse"]
     if as_json:
         rows = [{**asdict(c), "verdict": c.verdict(tolerance)} for c in changes]
-        print(json.dumps({"worse": worse, "figures": rows}))
+        print(json.dumps(finite({"worse": worse, "figures": rows}), allow_nan=False))
     if worse:
         raise typer.Exit(FELL_SHORT)
 

@@ -1,7 +1,7 @@
 """A finished study as one page that a decision can be read from, and its figures as files.
 
 The page needs no network: plotly stands inside it. Beside it: every figure as PNG, SVG and CSV, and
-the tokens' times as a Perfetto trace.
+the tokens' times as a Perfetto trace. What shows an answer is for its owner alone.
 """
 
 from __future__ import annotations
@@ -60,14 +60,15 @@ def write_report(
     for number, (name, answer) in enumerate(answers, 1):
         told(f"drawing answer {number}")
         for made in (spent(number, name, answer["tokens"]), moved(number, name, answer["tokens"])):
-            paths += draw_print.save(made, folder / "figures")
+            paths += draw_print.save(made, folder / "figures", private=True)
     trace = None
     if answers:
         trace = folder / "trace.json"
-        write_whole(trace, perfetto.trace((name, answer["tokens"]) for name, answer in answers))
+        text = perfetto.trace((name, answer["tokens"]) for name, answer in answers)
+        write_whole(trace, text, private=True)
     told("writing the page")
     page = folder / "report.html"
-    write_whole(page, _page(study, rows, figures, answers))
+    write_whole(page, _page(study, rows, figures, answers), private=True)
     return Report(page, tuple(paths), trace)
 
 
@@ -78,16 +79,16 @@ def _answers(store: Store, study: dict[str, Any]) -> list[tuple[str, dict[str, A
         return []
     texts: dict[str, str] = {}
     for key in keys:
-        texts.setdefault(store.get(key)["row"]["text"], key)
-    first = store.get(keys[0])["row"]["case"]
-    same = [key for key in keys if store.get(key)["row"]["case"] == first]
+        texts.setdefault(store.answer(key)["row"]["text"], key)
+    first = store.answer(keys[0])["row"]["case"]
+    same = [key for key in keys if store.answer(key)["row"]["case"] == first]
     # Half of them say different things; the rest are one question over all that varies.
     spread = same[:: max(1, len(same) // ANSWERS)][::-1]
     chosen = dict.fromkeys([*list(texts.values())[: ANSWERS // 2], *spread, *keys])
     axes = ["case", *(column(name) for name in study["varied"])]
     found = []
     for key in list(chosen)[:ANSWERS]:
-        answer = store.get(key)
+        answer = store.answer(key)
         values = [(answer["row"].get(axis), axis) for axis in axes]
         found.append((" · ".join(shown(*value) for value in values if not none(value[0])), answer))
     return found

@@ -21,24 +21,30 @@ def apply(content: dict[str, Any], setting: str, table: type[Checked]) -> None:
         raise UsageError(
             "--set", "not a setting", got=setting, allowed="KEY=VALUE", todo="As in seed=3"
         )
-    _known(path, setting, table)
+    _known(path, table)
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+        read = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        read = {"value": text}
     inner = content
     for part in path[:-1]:
         inner = inner.setdefault(part, {})
-    inner[path[-1]] = value
+        if not isinstance(inner, dict):
+            raise UsageError(
+                f"--set {key}", "the file has something else there than a table",
+                got=f"{part} = {inner}", todo="Correct the file",
+            )  # fmt: skip
+    # A line behind the first is no part of the value, so it is text as it stands.
+    inner[path[-1]] = read["value"] if len(read) == 1 else text
 
 
-def _known(path: Sequence[str], setting: str, table: Any) -> None:
+def _known(path: Sequence[str], table: Any) -> None:
     for depth, part in enumerate(path):
         known = table.model_fields if table else {}
         if part not in known:
             prefix = ".".join(path[:depth])
             raise UsageError(
-                f"--set {setting}",
+                f"--set {'.'.join(path)}",  # not its value, which may be a note
                 f"unknown key {part!r}" + (f" in {prefix}" if prefix else ""),
                 todo=did_you_mean(part, known) if known else "Leave it out",
             )

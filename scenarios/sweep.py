@@ -19,6 +19,7 @@ from edge_runtime.errors import CosteerError, EnvironmentFailure, UsageError
 from scenarios.cells.recordings import file_of
 from scenarios.cells.trace_links import files, is_trace
 from scenarios.identity import code, content_of, digest
+from scenarios.names import check_names
 from scenarios.spec import Cell, Scenario
 from scenarios.store import Store, content_key
 
@@ -29,6 +30,9 @@ Worker = Callable[[Group, str], list[str]]
 
 WATCH_S = 1.0
 """How often the store is looked at while a cluster works."""
+
+MOST_JOBS = 256
+"""Workers on one machine, unless it has processors for more: each holds models in memory."""
 
 ATTEMPTS = 3
 """Times in a row that workers may die without one cell being finished, before we give up."""
@@ -47,14 +51,19 @@ def sweep(
     """Run what is missing of `study` in `folder`; the path of the Parquet file of all rows.
 
     `told` is called with (finished, all) cells. Raises `EnvironmentFailure` when workers keep
-    dying or the cluster is not there, and what a cell itself raises.
+    dying or the cluster is not there, `UsageError` for a name that is none before the first cell,
+    and what a cell itself raises.
     """
+    _check_jobs(jobs, address)
+    check_names(study)
     store = Store(folder)
     cells = [(key_of(cell), cell) for cell in study.cells()]
     keys = [key for key, _ in cells]
     todo = [(key, cell) for key, cell in cells if not store.has(key)]
     told(len(keys) - len(todo), len(keys))
     fruitless = 0
+    # A worker without a group would only be started.
+    jobs = max(1, min(jobs, len(groups(todo, jobs))))
     with _engine(engine, jobs, address) as options:
         while todo:
             before = len(todo)
@@ -186,6 +195,19 @@ def put(group: Group, results: Iterable[dict[str, Any]], folder: str) -> list[st
     return [key for key, _ in group]
 
 
+def _check_jobs(jobs: int, address: str) -> None:
+    # A cluster elsewhere has as many processors as it has.
+    most = max(MOST_JOBS, 4 * (os.cpu_count() or 1))
+    if jobs < 1 or (jobs > most and not address):
+        raise UsageError(
+            "--jobs",
+            "not a number of workers for one machine" if jobs > most else "not a number of workers",
+            got=jobs,
+            allowed=f"1 to {most}" if not address else "1 or more",
+            todo="Use about as many as there are processors",
+        )
+
+
 def _parallel(
     work: list[Group], worker: Worker, folder: Path, options: dict[str, Any]
 ) -> Iterator[list[str]]:
@@ -198,8 +220,6 @@ def _parallel(
 @contextlib.contextmanager
 def _engine(engine: Engine, jobs: int, address: str) -> Iterator[dict[str, Any]]:
     """joblib's options for the engine; a cluster is connected meanwhile."""
-    if jobs < 1:
-        raise UsageError("--jobs", "not a number of workers", got=jobs, allowed="1 or more")
     unordered = {"n_jobs": jobs, "return_as": "generator_unordered", "batch_size": 1}
     if engine == "local":
         yield unordered | ({"backend": "loky", "pre_dispatch": "all"} if jobs > 1 else {})

@@ -28,6 +28,12 @@ from edge_runtime.weights import ALIASES, Progress, fetch, hub_answers
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"float64": torch.float64}
 
+_UNREADABLE: tuple[type[Exception], ...] = (
+    OSError, ValueError, LookupError, ArithmeticError, RuntimeError, TypeError, AttributeError,
+    AssertionError, ImportError,
+)  # fmt: skip
+"""What transformers and gguf raise at a damaged file; none of them checks what it reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -126,8 +132,10 @@ def _one_line(source: str) -> Iterator[None]:
     try:
         with _silence(), read_once():
             yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except _UNREADABLE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        if isinstance(error, IndexError):  # gguf reads on behind the end
+            first = "the file is damaged or cut off"
         raise EnvironmentFailure(
             "model",
             f"it cannot be loaded: {first.rstrip('.')}",

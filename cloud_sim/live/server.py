@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import signal
 import socket
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -198,6 +200,7 @@ class Server(uvicorn.Server):
         host = f"[{self.host}]" if ":" in self.host else self.host
         self.url = f"{'wss' if tls else 'ws'}://{host}:{self.port}"
         self._ready = ready
+        self._ended_by: int | None = None
         super().__init__(
             uvicorn.Config(
                 app,
@@ -222,12 +225,28 @@ class Server(uvicorn.Server):
         if self._ready is not None and self.started:
             self._ready()
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's gives them back while the loop still ends; `run_here` has them until after."""
+        yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first ends the server; uvicorn takes a second as leave to drop all, noisily."""
+        self._ended_by, self.should_exit = self._ended_by or sig, True
+
     def run_here(self) -> None:
-        """Serve until interrupted."""
+        """Serve until interrupted, then pass the interruption on."""
+        here = threading.current_thread() is threading.main_thread()
+        heard = (signal.SIGINT, signal.SIGTERM) if here else ()
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in heard}
         try:
             self.run(sockets=[self._socket])
         finally:
             self._socket.close()
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+        if self._ended_by is not None:
+            signal.raise_signal(self._ended_by)
 
 
 @contextmanager
@@ -270,7 +289,7 @@ def bound(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(2e3 * KEEPALIVE_S))
     try:
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two: no name
         listener.close()
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise EnvironmentFailure(

@@ -56,7 +56,7 @@ class UpstreamModel:
     ) -> None:
         address, _, model = url.partition("#")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        if not address.startswith(("http://", "https://")):
+        if not _is_url(address):
             raise UsageError(
                 "--upstream",
                 "this is no address of a completions server",
@@ -167,3 +167,12 @@ class UpstreamModel:
             for index in reversed(range(self._text.tokenizer.get_vocab_size())):
                 self._ids[self._text.decode([index], skip_special=False)] = index
         return self._ids.get(piece)
+
+
+def _is_url(address: str) -> bool:
+    try:
+        parsed = httpx.URL(address)
+    except (httpx.InvalidURL, ValueError):
+        return False
+    fits = bool(parsed.host) and (parsed.port or 0) <= 65535
+    return fits and parsed.scheme in ("http", "https")

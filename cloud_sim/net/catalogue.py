@@ -17,7 +17,7 @@ from cloud_sim.net.schema import Direction, NetworkFile, RoundTrip
 from cloud_sim.net.streams import stream
 from cloud_sim.net.traces import Trace, read
 from cloud_sim.net.transport import QUIC, TCP, Transport
-from edge_runtime.checked import read_toml
+from edge_runtime.checked import check, read_toml
 from edge_runtime.errors import UsageError, did_you_mean
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -130,8 +130,12 @@ class Network:
         return ConstantDelay(table.ms / 2)
 
     def with_rtt(self, rtt_ms: float) -> Network:
-        """The same network with another constant round trip."""
-        assumed = RoundTrip(ms=rtt_ms, origin="assumed", source="set by the scenario")
+        """The same network with another constant round trip. Raises `SpecError`."""
+        assumed = check(
+            {"ms": rtt_ms, "origin": "assumed", "source": "set by the scenario"},
+            RoundTrip,
+            where=f"{self.name}: another round trip",
+        )
         return replace(self, file=self.file.model_copy(update={"round_trip": assumed}))
 
 

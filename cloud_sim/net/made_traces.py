@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from cloud_sim.net.rates import OPPORTUNITY_BYTES
-from cloud_sim.net.traces import Form, Trace
+from cloud_sim.net.traces import LONGEST_MS, Form, Trace
 from edge_runtime.errors import UsageError
 
 MOST_OPPORTUNITIES = 20_000_000
@@ -33,6 +33,10 @@ def convert(trace: Trace, form: Form, *, step_ms: float = 100.0) -> Trace:
     if trace.form == form:
         return trace
     if (trace.form, form) == ("mahimahi", "rate"):
+        if not 1 <= step_ms <= LONGEST_MS:
+            raise UsageError(
+                "trace", "no width of a step", got=f"{step_ms:g} ms", allowed=f"1 to {LONGEST_MS}"
+            )
         rates = tuple(float(rate) for rate in trace.mbps(step_ms))
         starts = tuple(step_ms * i for i in range(len(rates)))
         return Trace("rate", starts, rates, trace.period_ms)

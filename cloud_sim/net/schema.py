@@ -9,11 +9,26 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cloud_sim.net.traces import LONGEST_MS, MOST_MBPS, MOST_MS
 from edge_runtime.checked import Checked
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+# What is beyond these bounds is a slip of the pen, or of the unit: times that no clock can wait
+# for, or sums and ratios that are no longer numbers.
+Positive = Annotated[float, Field(gt=1e-9, le=1e12)]
+Ms = Annotated[float, Field(gt=0, le=MOST_MS)]
+Pause = Annotated[float, Field(ge=0, le=MOST_MS)]
+Offset = Annotated[float, Field(ge=0, le=LONGEST_MS)]
+Mbps = Annotated[float, Field(ge=1e-6, le=MOST_MBPS)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+QueueKb = Annotated[float, Field(ge=1.5, le=1e9)]
+"""At least one full packet: what is larger than the queue never gets through."""
+LossRate = Annotated[float, Field(ge=0, le=0.5)]
+"""With more, a sender's timers double so often that nothing arrives in a lifetime."""
+
+MOST_SPREAD = 1e6
+"""An `sd_ms` over its `mean_ms` for the two distributions that are defined by the ratio."""
+MOST_SHARE_OUT = 0.9
+"""Of the time, in outages that drop packets: else what is sent again is hardly ever lucky."""
 
 
 class Sourced(Checked):
@@ -26,10 +41,10 @@ class Sourced(Checked):
 class RoundTrip(Sourced):
     """Propagation there and back, half each way; or a recording of it."""
 
-    ms: Positive | None = None
+    ms: Ms | None = None
     trace: str | None = None
     """A CSV of round trips, relative to this file."""
-    offset_ms: NotNegative = 0.0
+    offset_ms: Offset = 0.0
     """Where in the trace the run begins."""
 
     @model_validator(mode="after")
@@ -42,12 +57,12 @@ class RoundTrip(Sourced):
 class Direction(Sourced):
     """One direction's rate: constant, or a trace (a mahimahi file, or a CSV of rates)."""
 
-    mbps: Positive | None = None
+    mbps: Mbps | None = None
     trace: str | None = None
     """Relative to this file."""
-    offset_ms: NotNegative = 0.0
+    offset_ms: Offset = 0.0
     """Where in the trace the run begins."""
-    queue_kb: Positive | None = None
+    queue_kb: QueueKb | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -60,14 +75,16 @@ class JitterTable(Sourced):
     """See `impairments.Jitter`; each direction draws its own."""
 
     distribution: Literal["uniform", "normal", "lognormal", "pareto"]
-    mean_ms: NotNegative
-    sd_ms: NotNegative
-    correlation_ms: NotNegative = 0.0
+    mean_ms: Pause
+    sd_ms: Pause
+    correlation_ms: Pause = 0.0
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.distribution in ("lognormal", "pareto") and self.mean_ms == 0:
             raise ValueError(f"a {self.distribution} delay needs a mean_ms above 0")
+        if self.distribution in ("lognormal", "pareto") and self.sd_ms > MOST_SPREAD * self.mean_ms:
+            raise ValueError(f"sd_ms is more than {MOST_SPREAD:g} times mean_ms")
         if self.distribution == "pareto" and self.sd_ms < self.mean_ms:
             raise ValueError("a pareto delay has an sd_ms of at least its mean_ms")
         return self
@@ -76,8 +93,8 @@ class JitterTable(Sourced):
 class LossTable(Sourced):
     """Share of packets lost, in bursts of `burst` packets on average (1: independent)."""
 
-    rate: Share
-    burst: Annotated[float, Field(ge=1)] = 1.0
+    rate: LossRate
+    burst: Annotated[float, Field(ge=1, le=10_000)] = 1.0
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -93,17 +110,27 @@ class LossTable(Sourced):
 class RadioTable(Sourced):
     """See `impairments.Radio`."""
 
-    idle_ms: Positive
-    wake_ms: Positive
+    idle_ms: Ms
+    wake_ms: Ms
 
 
 class OutageTable(Sourced):
     """See `impairments.Outages`."""
 
-    every_ms: Positive
-    lasting_ms: Positive
+    every_ms: Annotated[float, Field(ge=1, le=MOST_MS)]
+    lasting_ms: Ms
     fixed: bool = False
     drops: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        share = self.lasting_ms / (self.every_ms + self.lasting_ms)
+        if self.drops and share > MOST_SHARE_OUT:
+            raise ValueError(
+                f"outages that drop packets take {share:.3g} of the time, "
+                f"and at most {MOST_SHARE_OUT:g} can be stood"
+            )
+        return self
 
 
 class NetworkFile(Checked):
@@ -137,15 +164,15 @@ class DeviceTerms(Checked):
     """The terms of `cloud_sim.sim.costs.DeviceCosts`."""
 
     weights_mb: Positive
-    step_ms: Positive
-    step_ms_per_past_token: NotNegative = 0.0
-    chunk_ms_per_token: NotNegative = 0.0
-    prefill_ms: NotNegative = 0.0
-    prefill_ms_per_token: NotNegative
-    head_ms: NotNegative = 0.0
-    head_ms_per_candidate: NotNegative = 0.0
-    steer_ms: NotNegative = 0.0
-    steer_ms_per_candidate: NotNegative = 0.0
+    step_ms: Ms
+    step_ms_per_past_token: Pause = 0.0
+    chunk_ms_per_token: Pause = 0.0
+    prefill_ms: Pause = 0.0
+    prefill_ms_per_token: Pause
+    head_ms: Pause = 0.0
+    head_ms_per_candidate: Pause = 0.0
+    steer_ms: Pause = 0.0
+    steer_ms_per_candidate: Pause = 0.0
 
 
 class CostsTable(DeviceTerms, Sourced):
@@ -189,7 +216,7 @@ class GpuTable(Sourced):
     """All GPUs together."""
 
     name: str
-    count: Annotated[int, Field(ge=1)] = 1
+    count: Count = 1
     memory_gb: Positive
     bandwidth_gb_per_s: Positive
     tflops: Positive
@@ -202,7 +229,7 @@ class ModelTable(Sourced):
     name: str
     parameters_b: Positive
     weights_gb: Positive
-    layers: Annotated[int, Field(ge=1)]
+    layers: Count
     kv_kb_per_token: Positive
     """Keys and values of one token over all layers."""
 
@@ -210,9 +237,15 @@ class ModelTable(Sourced):
 class StepsTable(Sourced):
     """Decode steps: milliseconds per token at numbers of concurrent sequences."""
 
-    batch: tuple[Annotated[int, Field(ge=1)], ...]
-    ms: tuple[Positive, ...]
-    prefill_ms_per_token: Positive | None = None
+    batch: Annotated[tuple[Count, ...], Field(min_length=1)]
+    ms: tuple[Ms, ...]
+    prefill_ms_per_token: Ms | None = None
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if len(self.batch) != len(self.ms):
+            raise ValueError("batch and ms are lists of the same length")
+        return self
 
 
 class CloudFile(Checked):

@@ -39,6 +39,8 @@ OUTRUN = 3
 """Later segments whose acknowledgements settle that one is lost (RFC 8985, 6.2; 9002, 6.1.1)."""
 SLACK_MS = 2.0
 """What Linux adds to a probe's 2 SRTT where several segments are in flight."""
+MOST_DOUBLINGS = 30
+"""Of a timer, which is then decades long: a long burst of losses must not make it overflow."""
 
 
 class _Lost:
@@ -206,11 +208,12 @@ class Stream:
             self._since_ms = quiet_ms
         rto = transport.rto_ms(self._srtt, self._rttvar)
         if transport.probe == "pto":
-            due = quiet_ms + (rto + transport.ack_delay_ms * bool(self._srtt)) * 2.0**self._backoff
+            doublings = min(self._backoff, MOST_DOUBLINGS)
+            due = quiet_ms + (rto + transport.ack_delay_ms * bool(self._srtt)) * 2.0**doublings
         elif self._backoff or not self._srtt:
             # The probe was no timeout; without a round trip to go by there is none.
             timeouts = self._backoff - 1 if self._srtt else self._backoff
-            due = self._since_ms + rto * 2.0**timeouts
+            due = self._since_ms + rto * 2.0 ** min(timeouts, MOST_DOUBLINGS)
         else:
             wait = transport.ack_delay_ms if len(lost) == 1 else SLACK_MS
             due = min(quiet_ms + 2 * self._srtt + wait, self._since_ms + rto)

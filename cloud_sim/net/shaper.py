@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -40,6 +41,8 @@ _NEAR_MS = 1.0
 """A waiting thread wakes up late: the last stretch is slept in small pieces."""
 _PIECE_S = 5e-5
 _MOST_HOP_MS = 2.0
+_LONGEST_WAIT_S = 3600.0
+"""A lock cannot wait for any length of time; it is asked again."""
 
 
 class WallTimers:
@@ -84,7 +87,7 @@ class WallTimers:
                     wait = self._left() - _NEAR_MS if self._heap else None
                     if wait is not None and wait <= 0:
                         break
-                    self._changed.wait(None if wait is None else wait / 1e3)
+                    self._changed.wait(None if wait is None else min(wait / 1e3, _LONGEST_WAIT_S))
                 if self._stopped:
                     return
             while self._left() > 0:
@@ -128,10 +131,11 @@ class Shaper:
         """Begin; the address in use. Raises `EnvironmentFailure`."""
         try:
             self._server = await asyncio.start_server(self._connected, host, port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise EnvironmentFailure(
                 "shape",
-                f"cannot listen on {host}:{port}: {error.strerror or error}",
+                f"cannot listen on {host}:{port}: {reason}",
                 todo="Choose another port with --listen",
             ) from error
         name = self._server.sockets[0].getsockname()
@@ -154,6 +158,10 @@ class Shaper:
             await self._serve(reader, writer)
         except (OSError, asyncio.CancelledError):
             pass  # either side has gone: the other is told by the close below
+        except Exception as error:
+            # asyncio would print a traceback, and for each connection again.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            print(f"shape: a connection is given up: {reason}", file=sys.stderr, flush=True)
         finally:
             self._tasks.discard(task)
             writer.close()

@@ -15,6 +15,7 @@ import csv
 import gzip
 import io
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,12 @@ Form = Literal["mahimahi", "rate", "rtt"]
 
 LONGEST_MS = 31 * 86_400_000
 """A month: what is later in a trace is no time but a slip of the pen, or of the unit."""
+MOST_MS = 86_400_000
+"""A day, for a round trip, a delay or a pause: the same."""
+MOST_MBPS = 1e6
+"""1 Tbit/s."""
+LEAST_MS = 1.0
+"""A loop that is shorter goes round more often than a run can follow."""
 
 
 @dataclass(frozen=True)  # without slots, for the cached property
@@ -132,7 +139,7 @@ def read(path: Path, form: Form | None = None) -> Trace:
         text = raw.decode("utf-8")
     except FileNotFoundError:
         raise SpecError(str(path), "no such trace file") from None
-    except (OSError, EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise SpecError(str(path), f"the trace cannot be read: {error}") from error
     return parse(text, str(path), form)
 
@@ -194,10 +201,12 @@ def _mahimahi(lines: Sequence[str], where: str) -> Trace:
 
 
 def _series(lines: Sequence[str], where: str, form: Form) -> Trace:
-    header = form == "rtt" or not _is_number(lines[0].replace(",", " ").split()[0])
+    first_cell = [*lines[0].replace(",", " ").split(), ""][0]
+    header = form == "rtt" or not _is_number(first_cell)
+    most = MOST_MS if form == "rtt" else MOST_MBPS
     rows: list[tuple[float, float]] = []
     if header:
-        columns = [name.strip() for name in next(csv.reader(io.StringIO(lines[0])))]
+        columns = [name.strip() for name in _columns(lines[0], where)]
         wanted = ("t_ms", "rtt_ms" if form == "rtt" else "rate_mbps")
         for name in wanted:
             if name not in columns:
@@ -222,6 +231,13 @@ def _series(lines: Sequence[str], where: str, form: Form) -> Trace:
             raise SpecError(
                 f"{where}, line {number}", "a value that cannot be", got=repr(line[:60])
             )
+        if value > most:
+            raise SpecError(
+                f"{where}, line {number}",
+                "a value that is too large",
+                got=repr(line[:60]),
+                allowed=f"at most {most:.15g} {'ms' if form == 'rtt' else 'Mbit/s'}",
+            )
         if rows and time <= rows[-1][0]:
             raise SpecError(
                 f"{where}, line {number}",
@@ -240,7 +256,21 @@ def _series(lines: Sequence[str], where: str, form: Form) -> Trace:
     if form == "rate" and not any(values):
         raise SpecError(where, "all rates are 0, so nothing would ever leave")
     # The last row ends the series: it says how long the row before it lasts.
-    return Trace(form, times, values, rows[-1][0] - first)
+    trace = Trace(form, times, values, rows[-1][0] - first)
+    if trace.period_ms < LEAST_MS:
+        raise SpecError(
+            where, "the series is too short", got=f"{trace.period_ms:g} ms", allowed="1 ms or more"
+        )
+    if form == "rate" and trace.total_bytes < 1:
+        raise SpecError(where, "the rates are so low that not one byte leaves in the whole series")
+    return trace
+
+
+def _columns(line: str, where: str) -> list[str]:
+    try:
+        return next(csv.reader(io.StringIO(line)), [])
+    except csv.Error as error:
+        raise SpecError(f"{where}, line 1", f"the header cannot be read: {error}") from error
 
 
 def _too_late(where: str, number: int, line: str) -> SpecError:

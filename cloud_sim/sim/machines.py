@@ -12,6 +12,7 @@ publications: measure your own.
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cloud_sim.net.catalogue import find
 from cloud_sim.net.schema import CloudFile, CostsTable, DecodeTable, DeviceFile, ProfileReport
 from cloud_sim.sim.costs import CloudCosts, DeviceCosts
 from cloud_sim.sim.roofline import Roofline, roofline
-from edge_runtime.checked import read_toml
+from edge_runtime.checked import check, read_toml
 from edge_runtime.errors import SpecError
 
 TWO_ROWS = 1.24
@@ -147,17 +148,32 @@ def cloud(name: str) -> CloudProfile:
 
 
 def device_toml(name: str, report: ProfileReport) -> str:
-    """A device profile (TOML text) from what `costeer profile --json` printed."""
+    """A device profile (TOML text) from what `costeer profile --json` printed.
+
+    It is read back before it is handed out: a file must not be replaced by what is no profile.
+    Raises `SpecError`.
+    """
     text = {
         "name": name,
         "summary": f"Measured: {report.machine}",
         "engine": report.engine,
     }
     terms = "\n".join(f"{key} = {value}" for key, value in report.costs.model_dump().items())
-    # JSON's strings are TOML's basic strings.
-    head = "\n".join(f"{key} = {json.dumps(value)}" for key, value in text.items())
-    return (
+    head = "\n".join(f"{key} = {_string(value)}" for key, value in text.items())
+    made = (
         f'schema = 1\nkind = "device"\n{head}\n\n'
-        f"[costs]\nbundle = {json.dumps(report.bundle)}\n{terms}\n"
-        f'origin = "measured"\nsource = {json.dumps(f"costeer profile, {report.date}")}\n'
+        f"[costs]\nbundle = {_string(report.bundle)}\n{terms}\n"
+        f'origin = "measured"\nsource = {_string(f"costeer profile, {report.date}")}\n'
     )
+    try:
+        check(tomllib.loads(made.encode().decode()), DeviceFile, where="--device-from")
+    except (tomllib.TOMLDecodeError, UnicodeError) as error:
+        raise SpecError(
+            "--device-from", f"what the report says cannot be written as TOML: {error}"
+        ) from error
+    return made
+
+
+def _string(text: str) -> str:
+    """As TOML: JSON's strings, but letters beyond ASCII as they are, and one escape more."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -23,7 +23,8 @@ class Patience:
     """A ping goes out after so much time and must be answered in as much: so a half-open
     connection is noticed."""
     silence_s: float = 120.0
-    """A completions server, which has no pings, counts as gone when nothing comes for so long."""
+    """A server counts as gone when nothing comes for so long that somebody waits for; of one that
+    answers pings too."""
 
 
 PATIENT = Patience()

@@ -110,7 +110,7 @@ class _Line:
                 ping_timeout=self._patience.keepalive_s,
                 proxy=None,
             )
-        except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
+        except (OSError, TimeoutError, UnicodeError, InvalidHandshake, InvalidURI) as error:
             raise _not_there(self._url, error) from error
         self._lost = None
         self._messages.clear()
@@ -141,7 +141,7 @@ class _Line:
 
     async def receive(self, deadline_ms: float | None) -> Delivery | Timeout | Reconnected:
         """The next message; `Timeout` after `deadline_ms`; `Reconnected` after a loss."""
-        until = None if deadline_ms is None else now_ms() + deadline_ms
+        until = now_ms() + (1e3 * self._patience.silence_s if deadline_ms is None else deadline_ms)
         while True:
             if self._back:
                 self._back = False
@@ -154,8 +154,15 @@ class _Line:
                 return given_up(self._failure, deadline_ms, self.notes)
             if self._lost is not None and (self._mender is None or self._mender.done()):
                 self._mender = asyncio.create_task(self._mend(self._lost))
-            if not await told(self._news, None if until is None else until - now_ms()):
-                return Timeout(now_ms())
+            if not await told(self._news, until - now_ms()):
+                if deadline_ms is not None:
+                    return Timeout(now_ms())
+                raise ConnectionFailed(  # it answers pings, and nothing else
+                    "cloud",
+                    f"the server at {self._url} has fallen silent",
+                    got=f"nothing for {self._patience.silence_s:g} s",
+                    todo="Ask again",
+                )
 
     async def _listen(self, socket: ClientConnection) -> None:
         try:

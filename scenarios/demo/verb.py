@@ -42,12 +42,13 @@ def demo(
     check_writable(out, "--out")
     result = show(cells, console)
     page = out / "demo.html"
+    from edge_runtime.transcript import finite
     from scenarios.pages.page import write_page
 
     write_page(page, result)
     console.print(f"\nPage: [bold]{page}[/bold]")
     if as_json:
-        print(json.dumps({**result, "page": str(page)}))
+        print(json.dumps(finite({**result, "page": str(page)}), allow_nan=False))
 
 
 def show(cells: list[Cell], console: Console) -> dict[str, Any]:

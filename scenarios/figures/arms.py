@@ -76,7 +76,9 @@ def drawn(part: pd.DataFrame) -> Groups:
 
 
 def estimated(x: float, part: pd.DataFrame, figure: str, label: str) -> Point:
-    """The mean of the column `figure` at `x`; one sample alone has no interval."""
+    """The mean of the column `figure` at `x`, over rows that have it; one sample alone has no
+    interval."""
+    part = part.dropna(subset=[figure])
     found = mean(part[figure].to_numpy(np.float64), groups=drawn(part))
     exact = found.cases < 2
     return Point(x, found.value, label, None if exact else found.low, None if exact else found.high)

@@ -7,6 +7,7 @@ under any name: `costeer@1` there is `light` with gain 1 here.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,19 +25,56 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+CHOSEN = ("chosen", "fitted")
+"""Rows of `costeer evaluate` for a rule that was made there: their names are no rule's."""
+GAP = ("value", "low", "high")
+
+
 def read_quality(path: Path) -> dict[Method, dict[str, Any]]:
     """Each rule's figures. Raises `SpecError` for a file that is none of `costeer evaluate`."""
     try:
         lines = path.read_text(encoding="utf-8").strip().splitlines()
-        rows: dict[str, dict[str, Any]] = json.loads(lines[-1])
-        found = {_unnamed(method(name)): row for name, row in rows.items() if "gap_captured" in row}
-    except (OSError, ValueError, IndexError, AttributeError, UsageError) as error:
-        raise SpecError(
-            str(path),
-            f"not what costeer evaluate --json prints: {error}",
-            todo="Save that line",
-        ) from error
+        rows = json.loads(lines[-1])
+    except OSError as error:
+        raise SpecError(str(path), f"cannot be read: {error.strerror}") from error
+    except (ValueError, IndexError) as error:
+        raise _not_quality(path, str(error)) from error
+    if not isinstance(rows, dict):
+        raise _not_quality(path, "it is no object of methods")
+    if not rows:
+        raise _not_quality(path, "it has no method")
+    found = {}
+    for name, row in rows.items():
+        if not isinstance(row, dict):
+            raise _not_quality(f"{path}: {name}", "this method has no figures", row)
+        if name in CHOSEN or "gap_captured" not in row:
+            continue
+        try:
+            rule = _unnamed(method(name))
+        except UsageError as error:
+            raise _not_quality(f"{path}: {name}", str(error)) from error
+        gap = row["gap_captured"]
+        if not isinstance(gap, dict) or not all(_is_figure(gap.get(part)) for part in GAP):
+            raise _not_quality(f"{path}: {name}.gap_captured", "this is no figure", gap)
+        # Null: no case has a gap to be captured.
+        if gap["value"] is not None and math.isfinite(gap["value"]):
+            found[rule] = row
+    if not found:
+        raise _not_quality(path, "no method in it has a gap_captured")
     return found
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _not_quality(where: Path | str, why: str, got: object = None) -> SpecError:
+    return SpecError(
+        str(where),
+        f"not what costeer evaluate --json prints: {why.rstrip('.')}",
+        got=None if got is None else json.dumps(got)[:80],
+        todo="Save its last line",
+    )
 
 
 def joined(
@@ -46,6 +84,12 @@ def joined(
 
     Raises `UsageError` when no rule of the times has a quality.
     """
+    if "token_ms" not in rows or "gain" not in rows:
+        raise UsageError(
+            "--quality",
+            "this study has no times of single answers to set it beside",
+            todo="Leave the option out",
+        )
     split = [axis for axis in ("network", "device", "cloud") if axis in varied]
     trips = [axis for axis in ("rtt_ms",) if axis in varied]
     figures = []
@@ -54,12 +98,16 @@ def joined(
         for trip, here in arms(within, trips):
             points = []
             for name, part in arms(here, others(varied, *split, *trips)):
-                rule = method(str(part["method"].iloc[0]), float(part["gain"].iloc[0]))
+                # Rows say the gain of a method that has none too, so it cannot be asked for.
+                rule = replace(
+                    method(str(part["method"].iloc[0])), gain=float(part["gain"].iloc[0])
+                )
                 known = next((row for q, row in quality.items() if _same(q, rule)), None)
-                if known is None:
+                timed = part.dropna(subset=["token_ms"])
+                if known is None or timed.empty:
                     continue
                 gap = known["gap_captured"]
-                spent = mean(part["token_ms"].to_numpy(), groups=drawn(part))
+                spent = mean(timed["token_ms"].to_numpy(), groups=drawn(timed))
                 points.append(
                     Point(
                         *(spent.value, gap["value"], name or rule.name, gap["low"], gap["high"]),

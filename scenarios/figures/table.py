@@ -8,6 +8,7 @@ Every figure is a ratio of sums over samples (cases and seeds), so one bootstrap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -160,19 +161,25 @@ def _named(place: Place) -> str:
 
 
 def _sums(part: pd.DataFrame, one: Shown) -> pd.DataFrame:
-    """Both sums of each sample: cells that share one (over links, say) are no further evidence."""
+    """Both sums of each sample: cells that share one (over links, say) are no further evidence.
+
+    Without cells that do not have the figure (an answer of one token has no time per token).
+    """
     found = part[[name for name in SAMPLES if name in part]].assign(
         above=one.above(part), below=one.below(part)
     )
+    found = found.dropna(subset=["above", "below"])
     # In the study's order: every interval over the same cases draws the same resamples.
     return found.groupby([name for name in SAMPLES if name in part], sort=False).sum()
 
 
 def _estimate(part: pd.DataFrame, one: Shown) -> Estimate | None:
-    """None where no cell is."""
+    """None where no cell is; no number where no cell has the figure."""
     if not len(part):
         return None
     sums = _sums(part, one)
+    if not len(sums):
+        return Estimate(math.nan, math.nan, math.nan, 0)
     return ratio(sums["above"].to_numpy(), sums["below"].to_numpy(), groups=_groups(sums))
 
 
@@ -181,7 +188,7 @@ def _difference(part: pd.DataFrame, other: pd.DataFrame, one: Shown) -> Estimate
     if not len(part) or not len(other):
         return None
     mine, base = _sums(part, one), _sums(other, one)
-    if len(mine) != len(base) or not mine.index.isin(base.index).all():
+    if not len(mine) or len(mine) != len(base) or not mine.index.isin(base.index).all():
         return None
     base = base.reindex(mine.index)
     first, second = ((sums["above"].to_numpy(), sums["below"].to_numpy()) for sums in (mine, base))
@@ -199,9 +206,11 @@ def _numbers(found: Estimate | None) -> dict[str, Any]:
 
 
 def written(found: Estimate | None, percent: bool = False) -> str:
-    """A figure with its interval, where it has one, for people."""
+    """A figure with its interval, where it has one, for people; a dash where it is no number."""
     if found is None:
         return ""
+    if not math.isfinite(found.value):
+        return "–"
     scale, unit = (100.0, " %") if percent else (1.0, "")
     values = [scale * one for one in (found.value, found.low, found.high)]
     digits = _digits(values[0], percent)

@@ -91,6 +91,9 @@ def winners(rows: pd.DataFrame, varied: Sequence[str]) -> Figure | None:
     cells = []
     for (down, right), here in rows.groupby(["device_profile", column(across)], sort=False):
         parts = {str(name): part for name, part in here.groupby("schedule", sort=False)}
+        parts = {name: part for name, part in parts.items() if part["token_ms"].notna().any()}
+        if not parts:
+            continue
         spent = {name: float(part["token_ms"].mean()) for name, part in parts.items()}
         order = sorted(spent, key=lambda name: spent[name])
         lines = [order[0]]

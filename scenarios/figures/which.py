@@ -5,7 +5,9 @@ Every figure over cases or seeds has its bootstrap interval (`scenarios.metrics`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from scenarios.figures.arms import columns
@@ -38,4 +40,15 @@ def of_study(rows: pd.DataFrame, measure: str, varied: Sequence[str]) -> list[Fi
     for make in MAKERS[measure]:
         made = make(rows, axes)
         figures += made if isinstance(made, list) else [made] if made is not None else []
-    return figures
+    return [one for one in map(_drawn, figures) if one.grid or any(s.points for s in one.series)]
+
+
+def _drawn(figure: Figure) -> Figure:
+    """Without marks that are nowhere: an answer of one token has no time per token."""
+    return replace(
+        figure,
+        series=tuple(
+            replace(one, points=tuple(p for p in one.points if math.isfinite(p.x + p.y)))
+            for one in figure.series
+        ),
+    )

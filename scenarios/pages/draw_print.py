@@ -17,8 +17,9 @@ HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++", "---")
 """Of stacked series, for a print without colours."""
 
 
-def save(figure: Figure, folder: Path) -> list[Path]:
-    """Write `figure` as NAME.png, NAME.svg and NAME.csv; the paths."""
+def save(figure: Figure, folder: Path, *, private: bool = False) -> list[Path]:
+    """Write `figure` as NAME.png, NAME.svg and NAME.csv, `private` if it shows an answer; the
+    paths."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -37,10 +38,10 @@ def save(figure: Figure, folder: Path) -> list[Path]:
         sink = io.BytesIO()
         drawn.savefig(sink, format=ending, metadata={"Date": None} if ending == "svg" else None)
         paths.append(folder / f"{figure.name}.{ending}")
-        write_whole(paths[-1], sink.getvalue())
+        write_whole(paths[-1], sink.getvalue(), private=private)
     pyplot.close(drawn)
     paths.append(folder / f"{figure.name}.csv")
-    write_whole(paths[-1], numbers(figure))
+    write_whole(paths[-1], numbers(figure), private=private)
     return paths
 
 

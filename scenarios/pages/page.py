@@ -6,6 +6,7 @@ One HTML file that needs nothing else: no script, no font, no picture from anywh
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ COLOUR_KEY = (
 
 
 def write_page(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the page of a demo's `result` to `path`, all or nothing."""
-    write_whole(path, page(result))
+    """Write the page of a demo's `result` to `path`, all or nothing, for its owner alone."""
+    write_whole(path, page(result), private=True)
 
 
 def page(result: Mapping[str, Any]) -> str:
@@ -113,8 +114,8 @@ def _answer(answer: Mapping[str, Any]) -> str:
 def _figures(answers: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f"<th>{html.escape(answer['label'])}</th>" for answer in answers)
     rows = [
-        _row("tokens per second", answers, lambda a: f"{a['row']['tokens_per_s']:.1f}"),
-        _row("time to first token, ms", answers, lambda a: f"{a['row']['ttft_ms']:.0f}"),
+        _row("tokens per second", answers, lambda a: _number(a["row"]["tokens_per_s"], 1)),
+        _row("time to first token, ms", answers, lambda a: _number(a["row"]["ttft_ms"], 0)),
         _row("time per token, ms", answers, lambda a: f"{a['row']['ms_per_token']['total']:.1f}"),
         *(
             _row(
@@ -135,10 +136,10 @@ def _figures(answers: Sequence[Mapping[str, Any]]) -> str:
 def _links(simulated: Sequence[Mapping[str, Any]]) -> str:
     head = "".join(f"<th>{html.escape(run['label'])}</th>" for run in simulated)
     rows = [
-        _row("time to first token, ms", simulated, lambda a: f"{a['row']['ttft_ms']:.0f}"),
-        _row("time per token p50, ms", simulated, lambda a: f"{a['row']['token_ms_p50']:.1f}"),
-        _row("time per token p95, ms", simulated, lambda a: f"{a['row']['token_ms_p95']:.1f}"),
-        _row("tokens per second", simulated, lambda a: f"{a['row']['tokens_per_s']:.1f}"),
+        _row("time to first token, ms", simulated, lambda a: _number(a["row"]["ttft_ms"], 0)),
+        _row("time per token p50, ms", simulated, lambda a: _number(a["row"]["token_ms_p50"], 1)),
+        _row("time per token p95, ms", simulated, lambda a: _number(a["row"]["token_ms_p95"], 1)),
+        _row("tokens per second", simulated, lambda a: _number(a["row"]["tokens_per_s"], 1)),
         _row("same tokens as live", simulated, lambda a: "yes" if a["same"] else "no"),
     ]
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
@@ -161,6 +162,11 @@ def _timelines(runs: Sequence[Mapping[str, Any]]) -> str:
 def _row(name: str, runs: Sequence[Mapping[str, Any]], show: Any) -> str:
     cells = "".join(f"<td>{html.escape(show(run))}</td>" for run in runs)
     return f"<tr><th>{html.escape(name)}</th>{cells}</tr>"
+
+
+def _number(value: float | None, digits: int) -> str:
+    """A dash where it is no number: an answer of one token has no time per token."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
 def _each(answer: Mapping[str, Any], what: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 import tomllib
 from fractions import Fraction
@@ -186,6 +187,14 @@ def _chains(count: int, *, rate: float, burst: float) -> list[GilbertElliott]:
         ('[jitter]\ndistribution = "lognormal"\nmean_ms = 0\nsd_ms = 1', "needs a mean_ms above 0"),
         ('[jitter]\ndistribution = "pareto"\nmean_ms = 5\nsd_ms = 1', "at least its mean_ms"),
         ("[loss]\nrate = 0.5\nburst = 1.5", r"in bursts of 2 on average, so burst is 1"),
+        ("[loss]\nrate = 0.9999", r"loss\.rate: .*less than or equal to 0\.5 \(got 0\.9999\)"),
+        ("[loss]\nrate = 0.5\nburst = 1e9", r"loss\.burst: .*less than or equal to 10000"),
+        ('[jitter]\ndistribution = "pareto"\nmean_ms = 5\nsd_ms = 1e308', r"jitter\.sd_ms: "),
+        ('[jitter]\ndistribution = "pareto"\nmean_ms = 1e-200\nsd_ms = 1', "sd_ms is more than"),
+        ("[outages]\nevery_ms = 1\nlasting_ms = 1e308", r"outages\.lasting_ms: "),
+        ("[outages]\nevery_ms = 1e-300\nlasting_ms = 1e-300", r"outages\.every_ms: "),
+        ("[outages]\nevery_ms = 1\nlasting_ms = 10\ndrops = true", "0.909 of the time"),
+        ("[radio]\nidle_ms = 1\nwake_ms = 1e308", r"radio\.wake_ms: "),
     ],
 )
 def test_impossible_impairments_are_refused(tmp_path: Path, table: str, message: str) -> None:
@@ -194,6 +203,33 @@ def test_impossible_impairments_are_refused(tmp_path: Path, table: str, message:
     own.write_text(network("lte").path.read_text() + sourced)
     with pytest.raises(SpecError, match=message):
         network(str(own))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("ms = 35", "ms = 1e308", "round_trip.ms"),
+        ("ms = 35", "ms = inf", "round_trip.ms"),
+        ("ms = 35", 'trace = "t"\noffset_ms = 1e308', "round_trip.offset_ms"),
+        ("mbps = 12", "mbps = 1e308", "uplink.mbps"),
+        ("mbps = 12", "mbps = 1e-300", "uplink.mbps"),
+        ("mbps = 12", "mbps = 12\nqueue_kb = 1e308", "uplink.queue_kb"),
+        ("mbps = 12", "mbps = 12\nqueue_kb = 0.1", "uplink.queue_kb"),
+    ],
+)
+def test_values_that_no_network_has_are_refused(
+    tmp_path: Path, old: str, new: str, key: str
+) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(network("lte").path.read_text().replace(old, new, 1))
+    with pytest.raises(SpecError, match=re.escape(f"own.toml: {key}: ")):
+        network(str(own))
+
+
+@pytest.mark.parametrize("rtt_ms", [1e308, math.inf, -1.0])
+def test_another_round_trip_is_checked_too(rtt_ms: float) -> None:
+    with pytest.raises(SpecError, match=r"^lte: another round trip: ms: "):
+        network("lte").with_rtt(rtt_ms)
 
 
 def test_the_documented_network_profile_is_one(tmp_path: Path) -> None:

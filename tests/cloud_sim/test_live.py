@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
+import costeer
 from cloud_sim.live.limits import ServerLimits
 from cloud_sim.live.server import Server, bound, running
+from cloud_sim.live.upstream import UpstreamModel
 from cloud_sim.session import Limits, session
 from edge_runtime import wire
 from edge_runtime.candidates import codec
@@ -303,3 +311,44 @@ async def test_an_address_that_is_none(url: str) -> None:
 def test_an_address_that_is_taken() -> None:
     with running(FakeCloud(64)) as server, pytest.raises(EnvironmentFailure, match="--port"):
         bound(server.host, server.port)
+
+
+def test_a_name_that_is_none_cannot_be_listened_on() -> None:
+    with pytest.raises(EnvironmentFailure, match="serve: the address cannot be listened on"):
+        bound("ä" * 70, 0)
+
+
+@pytest.mark.parametrize("url", ["http://[::1/v1#m", "http://h:99999/v1", "http://", "h/v1", ""])
+def test_an_upstream_that_is_no_address(url: str) -> None:
+    with pytest.raises(UsageError, match=r"^--upstream: this is no address of a completions"):
+        UpstreamModel(url, None, (), 64)  # type: ignore[arg-type]
+
+
+def test_a_key_without_an_upstream_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "key").write_text("secret\n")
+    assert costeer.run(["serve", "--upstream-key-file", str(tmp_path / "key")]) == 2
+    assert capsys.readouterr().err.startswith("--upstream-key-file: without --upstream there is")
+
+
+def test_an_impatient_interruption_is_as_quiet_as_one(tiny_model_dir: Path) -> None:
+    command = [sys.executable, "-m", "costeer", "serve", "--model", str(tiny_model_dir)]
+    process = subprocess.Popen(
+        [*command, "--port", "0", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["port"] > 0
+        for _ in range(6):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.07)
+        _, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err.count("\n") == 1
+    assert "interrupted" in err

@@ -34,8 +34,10 @@ from cloud_sim.session import session
 from edge_runtime import wire
 from edge_runtime.candidates import codec
 from edge_runtime.connections.direct import run_direct
+from edge_runtime.connections.patience import Patience
 from edge_runtime.connections.websocket import answer
 from edge_runtime.device import CloudOnlyDevice
+from edge_runtime.errors import ConnectionFailed
 from edge_runtime.schedules.exchange import Request
 from edge_runtime.schedules.lockstep import lockstep
 from edge_runtime.schedules.runahead import runahead
@@ -334,6 +336,16 @@ async def test_nonsense_is_named_while_its_sender_s_work_waits_for_a_pass() -> N
     assert isinstance(opened, wire.Opened)
     assert isinstance(refusal, wire.Refusal)
     assert refusal.code == "not_a_frame"
+
+
+async def test_a_server_that_answers_nothing_but_pings_is_given_up() -> None:
+    cloud = HeldCloud(64)
+    with running(cloud) as server:
+        with pytest.raises(ConnectionFailed, match=r"has fallen silent \(got nothing for 0.2 s\)"):
+            await answer(
+                lockstep(FakeDevice(64), request(0)), server.url, patience=Patience(silence_s=0.2)
+            )
+        cloud.gate.set()
 
 
 async def test_one_who_stops_listening_is_dropped_and_the_others_go_on() -> None:

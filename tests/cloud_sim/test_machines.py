@@ -86,6 +86,31 @@ def test_the_profiles_verb_lists_all_and_makes_a_device(
     assert costeer.run(["profiles", "--device-from", str(report), "--out", str(out)]) == 2
     assert "costs: this key is needed" in capsys.readouterr().err
     assert device(str(out)).costs() == mine  # what was there is untouched
+    report.write_text(json.dumps({"machine": "\ud800", "costs": costs}))
+    assert costeer.run(["profiles", "--device-from", str(report), "--out", str(out)]) == 2
+    assert "--device-from: what the report says cannot be" in capsys.readouterr().err
+    assert device(str(out)).costs() == mine
+    report.write_text(json.dumps({"machine": "\U0001f4f1 é \x7f", "costs": costs}))
+    assert costeer.run(["profiles", "--device-from", str(report), "--out", str(out)]) == 0
+    assert device(str(out)).file.summary == "Measured: \U0001f4f1 é \x7f"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("ms = [5.5]", "ms = []", "batch and ms are lists of the same length"),
+        ("layers = 28", f"layers = {10**400}", "layers: "),
+        ("bandwidth_gb_per_s = ", "bandwidth_gb_per_s = 1e-300 #", "bandwidth_gb_per_s: "),
+    ],
+)
+def test_figures_that_no_cloud_has_are_refused(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    own = tmp_path / "own.toml"
+    written = (PROFILES / "clouds" / "a100-qwen2.5-1.5b.toml").read_text()
+    own.write_text(written.replace(old, new))
+    with pytest.raises(SpecError, match=message):
+        cloud(str(own))
 
 
 def test_unknown_machines_are_refused_with_the_nearest() -> None:

@@ -13,17 +13,20 @@ from pathlib import Path
 
 import pytest
 
+import costeer
 from benchmarks.live_schedules import between_passes
 from benchmarks.recorded_server import Pass
 from cloud_sim.cli_validate import BEGIN, END, page, table
+from cloud_sim.net.catalogue import network
 from cloud_sim.net.links import ConstantDelay, Link
 from cloud_sim.net.made_traces import convert, markov
 from cloud_sim.net.rates import ConstantRate
-from cloud_sim.net.shaper import shaped
+from cloud_sim.net.shaper import WallTimers, shaped
 from cloud_sim.net.streams import stream
 from cloud_sim.net.transport import TCP
 from cloud_sim.sim.exchange import Host
 from cloud_sim.sim.validate import CLOUD, Scenario, figures, measured, scenarios, simulated
+from edge_runtime.errors import EnvironmentFailure, SpecError
 
 
 def links(mbps: float, rtt_ms: float) -> tuple[Link, Link]:
@@ -61,6 +64,60 @@ async def test_a_server_that_is_not_there_closes_the_connection() -> None:
     async with shaped(lambda _: links(50, 2), TCP.plain(), ("127.0.0.1", 1)) as (_, address):
         reader, _writer = await asyncio.open_connection(*address)
         assert await reader.read() == b""
+
+
+async def test_a_link_that_fails_is_one_line_and_closes_the_connection(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def failing(_: int) -> tuple[Link, Link]:
+        raise SpecError("t", "no such\ntrace file")
+
+    async with shaped(failing, TCP.plain(), ("127.0.0.1", 1)) as (_, address):
+        reader, _writer = await asyncio.open_connection(*address)
+        assert await reader.read() == b""
+    assert capsys.readouterr().err == "shape: a connection is given up: t: no such trace file.\n"
+
+
+async def test_a_timer_beyond_what_a_lock_can_wait_for_keeps_the_others_going() -> None:
+    timers, called = WallTimers(asyncio.get_running_loop()), asyncio.Event()
+    try:
+        timers.at(1e308, called.clear)
+        await asyncio.sleep(0.05)
+        timers.at(timers.now_ms() + 5, called.set)
+        await asyncio.wait_for(called.wait(), 5)
+    finally:
+        timers.stop()
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "says"),
+    [
+        (("mbps = 12", 'trace = "none.trace"'), [], "none.trace: no such trace file."),
+        (("ms = 35", "ms = 1e308"), [], "own.toml: round_trip.ms: "),
+        (("", ""), ["--listen", "a" * 70 + ":0"], "--listen: not an address (got aaa"),
+        (("", ""), ["--listen", "127.0.0.1:²"], "--listen: not an address (got 127"),
+    ],
+)
+def test_the_shape_verb_refuses_before_it_listens(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: tuple[str, str],
+    options: list[str],
+    says: str,
+) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text(network("lte").path.read_text().replace(*change, 1))
+    words = ["shape", "--profile", str(own), "--to", "127.0.0.1:9", *options]
+    assert costeer.run(words) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+async def test_a_name_that_is_none_cannot_be_listened_on() -> None:
+    with pytest.raises(EnvironmentFailure, match="shape: cannot listen on aaa"):
+        async with shaped(lambda _: links(1, 1), TCP, ("127.0.0.1", 1), ("a" * 70, 0)):
+            pass
 
 
 def test_a_scenario_over_real_sockets_is_the_simulated_one() -> None:

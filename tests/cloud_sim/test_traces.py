@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 from pathlib import Path
 
@@ -38,11 +39,30 @@ RECORDED = Path(os.environ.get("COSTEER_TRACES", Path(__file__).parents[3] / "sh
         ("1\n" + "9" * 30 + "\n", r"t, line 2: a time too long after the beginning \(got '9+'; a"),
         ("t_ms,rate_mbps\n0,1\n1e12,1\n", r"t, line 3: a time too long after the beginning"),
         ("0.0 4.0\n0.5\n", r"t, line 2: not two numbers \(got '0.5'\)\."),
+        (
+            "t_ms,rate_mbps\n0,1e308\n5,1\n",
+            r"t, line 2: a value that is too large .* 1000000 Mbit/s",
+        ),
+        ("t_ms,rtt_ms\n0,1e308\n5,1\n", r"t, line 2: a value that is too large .* 86400000 ms"),
+        ("t_ms,rate_mbps\n0,1\n1e-300,1\n", r"t: the series is too short \(got 1e-300 ms"),
+        ("t_ms,rate_mbps\n0,5e-324\n5,1\n", r"t: the rates are so low that not one byte"),
     ],
 )
 def test_malformed_files_name_the_line_and_the_fault(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         traces.parse(text, "t")
+
+
+@pytest.mark.parametrize("text", ["\n1 2\n", '"\n1,2\n', "x" * 200_000 + "\n1,2\n"])
+def test_a_header_that_is_none_is_refused_in_a_form_that_was_named(text: str) -> None:
+    with pytest.raises(SpecError, match=r"t, line 1: (there is no column|the header cannot be)"):
+        traces.parse(text, "t", "rate")
+
+
+@pytest.mark.parametrize("step_ms", [math.inf, math.nan, 1e308, 0.5])
+def test_a_step_of_no_width_is_refused(step_ms: float) -> None:
+    with pytest.raises(UsageError, match="trace: no width of a step"):
+        convert(traces.parse("1\n2\n", "t"), "rate", step_ms=step_ms)
 
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=60).filter(lambda t: max(t) > 0))
@@ -129,6 +149,11 @@ def test_gzip_is_read_and_a_broken_one_refused(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"1\n2\n" * 1000)[:-20])
     with pytest.raises(SpecError, match="the trace cannot be read"):
         traces.read(path)
+    whole = bytearray(gzip.compress(b"1\n2\n" * 1000))
+    whole[10] ^= 0xFF  # where the compressed data begin
+    path.write_bytes(whole)
+    with pytest.raises(SpecError, match="the trace cannot be read"):
+        traces.read(path)
 
 
 @pytest.mark.skipif(not RECORDED.is_dir(), reason="no recorded traces (COSTEER_TRACES)")
@@ -160,6 +185,9 @@ def test_the_trace_verb_makes_converts_and_tells(
     assert run(capsys, "trace", "make", made, "--seconds", 20, "--seed", 3)[0] == 0
     assert made.read_bytes() == first
     assert run(capsys, "trace", "convert", made, rate, "--to", "rate")[0] == 0
+    code, _, err = run(capsys, "trace", "convert", made, made, "--to", "rate")
+    assert (code, made.read_bytes()) == (2, first)
+    assert err.startswith("OUT: this is the trace to read (got ")
     code, out, _ = run(capsys, "trace", "info", rate, "--json")
     assert json.loads(out)["bytes"] == pytest.approx(traces.read(made).total_bytes)
     code, _, err = run(capsys, "trace", "info", tmp_path / "none")
@@ -180,5 +208,8 @@ def test_the_trace_verb_makes_converts_and_tells(
         code, _, err = run(capsys, "trace", "make", made, "--mbps", mbps)
         assert (code, err.count("\n"), made.read_bytes()) == (2, 1, first)
         assert said in err
+    for absurd in (("--mbps", "1e307", "--form", "rate"), ("--spread", "inf")):
+        code, _, err = run(capsys, "trace", "make", made, *absurd)
+        assert (code, err.count("\n"), made.read_bytes()) == (2, 1, first)
     code, _, err = run(capsys, "trace", "make", tmp_path, "--seconds", 1)
     assert (code, err.count("\n")) == (3, 1)

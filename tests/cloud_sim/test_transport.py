@@ -196,6 +196,12 @@ def test_a_lost_opening_waits_one_second_then_two_then_four() -> None:
         assert deliver(clock, sender, [(0.0, 0)]) == [(0, pytest.approx(7020, abs=1e-2))]
 
 
+@pytest.mark.parametrize("transport", [TCP, QUIC])
+def test_a_burst_of_any_length_ends(transport: Transport) -> None:
+    """Timers that doubled without end would soon be no numbers."""
+    assert delay_of_third(transport, *range(2, 3000)) < 1e16
+
+
 def test_an_open_connection_knows_its_round_trip() -> None:
     clock, sender = lines(TCP, 0)
     sender.opened()

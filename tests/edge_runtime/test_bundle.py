@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,3 +139,36 @@ def test_a_writer_replaces_only_bundles(tiny_bundle: Bundle, copy: Path, tmp_pat
         writer.finish(tiny_bundle.manifest)
     assert sorted(file.name for file in copy.iterdir()) == [MANIFEST, "only.txt"]
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_folder_that_came_meanwhile_is_not_replaced(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def write() -> None:
+        with BundleWriter(out) as writer:
+            (writer.path / "only.txt").write_text("new")
+            writer.finish(tiny_bundle.manifest)
+            out.mkdir()
+            (out / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(UsageError, match="not empty and no bundle"):
+        write()
+    assert (out / "thesis.txt").read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": {}},
+        {"architecture": {"layers": -3}},
+        {"architecture": {"vocabulary_size": 0}},
+        {"tokens": {"end_ids": [10**30]}},
+    ],
+)
+def test_a_manifest_that_cannot_be_is_refused(changes: dict[str, Any], copy: Path) -> None:
+    content = json.loads((copy / MANIFEST).read_text())
+    for name, inner in changes.items():
+        edit_manifest(copy, **{name: (content[name] | inner) if inner else inner})
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        open_bundle(copy)

@@ -98,3 +98,43 @@ def test_anything_else_is_one_line_too(data: object) -> None:
         line = f"plan {plan.name}".replace("\n", " ")
     assert line.startswith("plan")
     assert "\n" not in line
+
+
+class Case(Checked):
+    query: str = ""
+    context: str = ""
+
+
+class Question(Checked):
+    case: Case = Case()
+    level: Literal[1] = 1
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('case.context=["I am ill"]', "case.context: input should be a valid string (got a list"),
+        ('[[case]]\ncontext="I am ill"', "case: a table of keys is needed here (got a list of 1)"),
+        ('level=2\ncase.context="I am ill"', "level: input should be 1 (got 2; allowed 1)"),
+        ("level=" + "9" * 5000, "not valid TOML: "),
+        ("case=" + "[" * 5000, "not valid TOML: "),
+        ("case.query=inf", "case.query: input should be a valid string"),
+    ],
+)
+def test_what_is_somebody_s_own_is_not_repeated(text: str, line: str, tmp_path: Path) -> None:
+    path = tmp_path / "q.toml"
+    path.write_text(text)
+    with pytest.raises(SpecError) as caught:
+        read_toml(path, Question)
+    told = str(caught.value)
+    assert "ill" not in told
+    assert "\n" not in told
+
+
+def test_infinity_is_no_number_of_a_user_s_file(tmp_path: Path) -> None:
+    assert "finite number" in refused('name="a"\n[uplink]\nrate_bps=inf', tmp_path)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('\ufeffname="a"', encoding="utf-8")
+    assert read_toml(tmp_path / "p.toml", Plan).name == "a"

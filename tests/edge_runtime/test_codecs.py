@@ -92,3 +92,20 @@ def test_torn_payloads_are_refused_or_read_never_a_crash(raw: bytes, name: str) 
 def test_names_that_are_none_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="no such candidate codec"):
         codec(name)
+
+
+@pytest.mark.parametrize("name", ["full", "full8", "topk:4", "packed:4"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_no_model_predicts_is_refused(name: str, value: float) -> None:
+    """A cloud model that overflows: the answer would be nonsense, and nothing would say so."""
+    payload = bytearray(codec(name).encode(np.log(np.full(8, 1 / 8, np.float32))))
+    raw = np.float16(value).tobytes() if name in ("full", "topk:4") else np.float32(value).tobytes()
+    at = {"full": 0, "full8": 0, "topk:4": 16, "packed:4": 0}[name]
+    payload[at : at + len(raw)] = raw
+    with pytest.raises(ConnectionFailed, match="no log-probabilities"):
+        codec(name).decode(bytes(payload))
+
+
+def test_a_number_of_thousands_of_digits_is_no_codec() -> None:
+    with pytest.raises(UsageError, match="no such candidate codec"):
+        codec("topk:" + "9" * 5000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import stat
 from pathlib import Path
@@ -16,7 +17,7 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.cli_context import app
 from edge_runtime.errors import EnvironmentFailure, UsageError
 from edge_runtime.graphs.decoder import CHUNK
-from edge_runtime.snapshot import Shelf, read_key
+from edge_runtime.snapshot import PART, Shelf, read_key
 
 KEY = b"0123456789abcdef0123456789abcdef"
 NOTE = [5 + i % 90 for i in range(CHUNK + 40)]
@@ -152,3 +153,58 @@ def test_the_verb(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.Monke
     assert run(app, ["drop", "allergies"]).output == "1 dropped.\n"
     assert run(app, ["list"]).output == "No note is kept.\n"
     assert isinstance(run(app, ["drop", "allergies"]).exception, UsageError)
+
+
+def test_a_flipped_bit_is_noticed_without_a_key_too(branches: TwoBranches, tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    keep(branches, shelf)
+    (file,) = tmp_path.iterdir()
+    raw = bytearray(file.read_bytes())
+    raw[5000] ^= 0x40
+    file.write_bytes(raw)
+    found = shelf.find(branches.bundle, NOTE)
+    assert found is not None
+    with pytest.raises(EnvironmentFailure, match=f"costeer context drop {file.name}"):
+        list(found)
+
+
+def test_what_cannot_be_read_is_shown_and_can_be_dropped(
+    branches: TwoBranches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged header, and what a writer that was killed has left: both hold the note."""
+    monkeypatch.setenv("COSTEER_CACHE_DIR", str(tmp_path))
+    notes = tmp_path / "notes"
+    keep(branches, Shelf(notes))
+    (file,) = notes.iterdir()
+    file.write_bytes(b"{" + file.read_bytes())
+    part = notes / f"{PART}k3"
+    part.write_bytes(b"half of a note")
+    run = CliRunner().invoke
+    listed = run(app, ["list"]).output
+    assert file.name in listed
+    assert part.name in listed
+    assert run(app, ["drop", file.name]).output == "1 dropped.\n"
+    assert run(app, ["drop", "--all"]).output == "1 dropped.\n"
+    assert not list(notes.iterdir())
+
+
+def test_a_header_decides_nothing_about_other_files(branches: TwoBranches, tmp_path: Path) -> None:
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    shelf = Shelf(tmp_path / "notes")
+    keep(branches, shelf)
+    (file,) = shelf.folder.iterdir()
+    head, _, blocks = file.read_bytes().partition(b"\n")
+    told = json.loads(head) | {"file": "../victim.txt"}
+    file.write_bytes(json.dumps(told).encode() + b"\n" + blocks)
+    assert shelf.drop("mine") == [file.name]
+    assert victim.exists()
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("name", ["n" * 201, "two\nlines", "\x1b[31mred"])
+def test_a_name_that_cannot_be_listed_is_refused(
+    name: str, branches: TwoBranches, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="has to fit on a line"):
+        keep(branches, Shelf(tmp_path), name)

@@ -95,6 +95,14 @@ def test_a_template_that_refuses_is_said_in_one_line() -> None:
         refusing.prompts("hello")
 
 
+def test_a_template_that_repeats_the_note_is_not_repeated() -> None:
+    telling = Text(byte_tokenizer(), "{{ raise_exception('no: ' ~ messages[0].content) }}")
+    with pytest.raises(BundleError, match="got TemplateError") as caught:
+        telling.prompts("hello", "I am ill")
+    assert "ill" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
 def test_a_template_cannot_reach_outside() -> None:
     hostile = Text(byte_tokenizer(), "{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(BundleError):

@@ -206,6 +206,22 @@ def test_an_unknown_model_is_refused(model: str, tmp_path: Path) -> None:
         export_bundle(model, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"GGUF", b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 40, b"GGUF" + bytes(60)],
+)
+def test_a_damaged_gguf_file_is_refused_in_one_line(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(content)
+    model = ["--model", str(tmp_path / "m.gguf")]
+    assert costeer.run(["export", *model, "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("--model: its configuration cannot be read: ")
+    assert ("the file is damaged or cut off" in err) == (content[4:5] != b"\0")
+    assert err.count("\n") == 1
+
+
 def test_a_hub_that_does_not_answer_is_asked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edge_runtime.bundle import Bundle
+from edge_runtime.errors import BundleError
 from export.mobile import XNNPACK_OPERATORS, graph_usability, table, usability
 
 PROVIDERS = {"NNAPI", "CoreML NeuralNetwork", "CoreML MLProgram", "XNNPACK"}
@@ -52,6 +54,16 @@ def test_a_float_product_by_a_constant_is_xnnpack_s(tmp_path: Path) -> None:
     assert (found["XNNPACK"]["taken"], found["XNNPACK"]["partitions"]) == (2, 2)
     assert found["XNNPACK"]["refused"] == ["MatMul"]
     assert found["NNAPI"]["nodes"] == 3
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.99])
+def test_a_truncated_graph_is_refused_in_one_line(
+    tiny_bundle: Bundle, tmp_path: Path, kept: float
+) -> None:
+    whole = (tiny_bundle.path / "decoder.onnx").read_bytes()
+    (tmp_path / "decoder.onnx").write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(BundleError, match=r"decoder\.onnx: this is no whole ONNX graph"):
+        graph_usability(tmp_path / "decoder.onnx")
 
 
 def test_the_list_for_xnnpack_is_one_that_the_checker_reads() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,12 @@ def test_the_page_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     write_page(path, result())
     assert path.read_text().startswith("<!doctype html>")
     assert [p.name for p in path.parent.iterdir()] == ["demo.html"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "it shows the note"
+
+
+def test_an_answer_of_one_token_has_no_speed() -> None:
+    short = result()
+    short["answers"][0]["row"]["tokens_per_s"] = float("nan")
+    text = page(short)
+    assert "<td>–</td>" in text
+    assert "nan" not in text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import pandas as pd
 import pytest
 
 import costeer
-from edge_runtime.errors import SpecError, UsageError
+from edge_runtime.errors import EnvironmentFailure, SpecError, UsageError
+from edge_runtime.rules import method
 from scenarios.cli_study import study_path
 from scenarios.compare import _change, compare
 from scenarios.figures.figure import Figure
 from scenarios.figures.fronts import Arm, place
+from scenarios.figures.joined import read_quality
 from scenarios.figures.which import of_study
 from scenarios.pages.draw_fields import fields
 from scenarios.pages.rows import row_table
@@ -64,7 +68,7 @@ def result(cell: Any, slower: float) -> dict[str, Any]:
     row = {
         "case": cell.case.id,
         "method": cell.method,
-        "gain": 0.476 if cell.gain is None else cell.gain,
+        "gain": method(cell.method, cell.gain).gain,
         "codec": cell.codec,
         "schedule": cell.schedule,
         "profile": cell.network,
@@ -205,12 +209,77 @@ def test_quality_of_an_evaluation_stands_beside_the_times(tmp_path: Path) -> Non
     assert len(drawn) == 2 * 3
     lines = (folder / "figures" / "quality-joined-1.csv").read_text().splitlines()
     assert [line.split(",")[2] for line in lines[1:] if line.startswith("10 ms,")] == ["0.5", "0.2"]
-    told.write_text("{}")
+    told.write_text(json.dumps({"upload": rows["light"]}))
     with pytest.raises(UsageError, match="none of the study's rules"):
         write_report(folder, quality=told)
-    told.write_text("nothing")
-    with pytest.raises(SpecError, match="not what costeer evaluate"):
-        write_report(folder, quality=told)
+
+
+def test_a_rule_without_a_gain_stands_beside_its_times(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "study", answer={"method": ["cloud-only", "light"]})
+    told = tmp_path / "evaluated.json"
+    gap = {"value": 0.5, "low": 0.4, "high": 0.6}
+    none = dict.fromkeys(gap)
+    rows = {
+        "cloud-only": {"gap_captured": dict.fromkeys(gap, 0.0)},
+        "light": {"gap_captured": gap},
+        "costeer": {"gap_captured": none},
+        "fitted": {"gap_captured": gap, "method": {"gain": 0.5}},
+    }
+    told.write_text(json.dumps(rows))
+    write_report(folder, quality=told)
+    lines = (folder / "figures" / "quality-joined-1.csv").read_text().splitlines()
+    assert {line.split(",")[2] for line in lines[1:]} == {"0.0", "0.5"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("nothing", "not what costeer evaluate --json prints"),
+        ("[]", "it is no object of methods"),
+        ("{}", "it has no method"),
+        ('{"light": 5}', r"evaluated.json: light: .*this method has no figures \(got 5\)"),
+        ('{"light": {}}', "no method in it has a gap_captured"),
+        ('{"light": {"gap_captured": 1}}', r"light.gap_captured: .*this is no figure \(got 1\)"),
+        ('{"ligth": {"gap_captured": {}}}', "ligth: .*Did you mean light"),
+    ],
+)
+def test_what_is_no_quality_is_told_in_one_line(tmp_path: Path, text: str, line: str) -> None:
+    told = tmp_path / "evaluated.json"
+    told.write_text(text)
+    with pytest.raises(SpecError, match=line):
+        read_quality(told)
+
+
+def test_what_shows_an_answer_is_for_its_owner_alone(tmp_path: Path) -> None:
+    made = write_report(finished(tmp_path))
+    answers = [path for path in made.figures if path.name.startswith(("answer-", "timeline-"))]
+    cells = list((tmp_path / "cells").iterdir())
+    assert made.trace is not None
+    assert answers
+    for path in (made.page, made.trace, tmp_path / "results.parquet", *answers, *cells):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+@pytest.mark.parametrize("damaged", ['{"row": {"case": "case"}}', '{"row": {"text": "x"}}', "[]"])
+def test_a_cell_without_its_answer_is_told_in_one_line(tmp_path: Path, damaged: str) -> None:
+    store = Store(finished(tmp_path))
+    key = store.study()["cells"][0]
+    (tmp_path / "cells" / f"{key}.json").write_text(damaged)
+    with pytest.raises(EnvironmentFailure, match=f"{key}.json: this result has no"):
+        write_report(tmp_path)
+
+
+def test_answers_of_one_token_have_no_time_per_token_and_a_report(tmp_path: Path) -> None:
+    store = Store(finished(tmp_path))
+    study = store.study()
+    for key in study["cells"]:
+        cell = store.get(key)
+        none = dict.fromkeys(("token_ms_p50", "token_ms_p95", "tokens_per_s"), math.nan)
+        store.put(key, {"row": cell["row"] | none | {"tokens": [1]}, "tokens": cell["tokens"][:1]})
+    store.finish(study, study["cells"])
+    made = write_report(tmp_path)
+    assert {path.name for path in made.figures} >= {"answer-1.png"}
+    assert not any("nan" in path.read_text() for path in made.figures if path.suffix == ".csv")
 
 
 def test_less_likely_answers_are_worse(tmp_path: Path) -> None:

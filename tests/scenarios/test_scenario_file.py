@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.errors import CosteerError
-from scenarios.spec import read_scenario
+from scenarios.settings import apply
+from scenarios.spec import ScenarioTable, read_scenario
 
 TEXT = """
 name = "dinner"
@@ -66,7 +67,8 @@ def test_settings_override_the_file(path: Path) -> None:
             [],
             "dinner.toml: bundle: a value is there twice (got a, a).",
         ),
-        ("", ["answer.methd=x"], "--set answer.methd=x: unknown key 'methd' in answer. Did you"),
+        ("", ["case.contxt=I am ill"], "--set case.contxt: unknown key 'contxt' in case."),
+        ("", ["answer.methd=x"], "--set answer.methd: unknown key 'methd' in answer. Did you"),
         (
             "[device]\nalign='map'",
             [],
@@ -78,7 +80,7 @@ def test_settings_override_the_file(path: Path) -> None:
             'dinner.toml: device.align: only measure = "quality" looks across two tokenizers',
         ),
         ("", ["nonsense"], "--set: not a setting (got nonsense; allowed KEY=VALUE). As in seed=3."),
-        ("", ["seed.x=1"], "--set seed.x=1: unknown key 'x' in seed. Leave it out."),
+        ("", ["seed.x=1"], "--set seed.x: unknown key 'x' in seed. Leave it out."),
         ("", ["seed=-1"], "dinner.toml: seed[1]: input should be greater than or equal to 0"),
         ("", ["case.dataset=own"], "dinner.toml: case: needs either a query (with its context) or"),
     ],
@@ -89,3 +91,14 @@ def test_what_is_wrong_is_named(path: Path, more: str, settings: list[str], line
         read_scenario(path, settings)
     assert caught.value.exit_code == 2
     assert str(caught.value).removeprefix(f"{path.parent}/").startswith(line)
+
+
+def test_a_setting_inside_what_is_no_table_is_refused() -> None:
+    with pytest.raises(CosteerError, match=r"--set answer\.gain: the file has something else"):
+        apply({"answer": 3}, "answer.gain=1", ScenarioTable)
+
+
+def test_a_second_line_of_a_setting_is_part_of_the_text(path: Path) -> None:
+    study = read_scenario(path, ['case.query=Where?\nname="z"'])
+    assert study.name == "dinner"
+    assert [case.query for case in study.cases] == ['Where?\nname="z"']

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,6 +139,11 @@ def test_simulate_replays_tapes_offline_and_refuses_what_is_not_on_them(
     code, recorded, _ = simulate()
     assert (code, len(list(tapes.glob("*.tape")))) == (0, 1)
     assert simulate()[1] == recorded
+    _, short, _ = simulate("--set", "answer.max_tokens=1", "--out", tmp_path / "out")
+    assert short[0]["token_ms_p50"] is None, "one token has no time per token"
+    assert stat.S_IMODE((tmp_path / "out" / "rows.json").stat().st_mode) == 0o600
+    code, _, err = simulate("--set", 'answer.schedule=["lockstep", "lockstp"]')
+    assert (code, "no such schedule" in err) == (2, True)
     shutil.rmtree(cloud)
     code, offline, _ = simulate("--offline")
     assert (code, offline) == (0, recorded)

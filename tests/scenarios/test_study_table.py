@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from edge_runtime.errors import UsageError
 from scenarios.figures.sums import FIGURES
 from scenarios.figures.table import only, table, written
 from scenarios.metrics import Estimate, difference, ratio
-from scenarios.store import Store
+from scenarios.store import Store, parquet
 
 CASES, LINKS = ("a", "b", "c", "d"), ("5g", "lte")
 
@@ -133,6 +135,64 @@ def test_every_figure_needs_only_columns_that_rows_have() -> None:
     frame = pd.DataFrame({name: [2.0] for name in known} | {"tokens": ["[1, 2]"]})
     for name, one in FIGURES.items():
         assert one.above(frame).shape == one.below(frame).shape == (1,), name
+
+
+def test_a_figure_that_no_cell_has_is_a_dash(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for key, speed in (("one", math.nan), ("two", 20.0)):
+        row = {"case": "a", "seed": 0, "codec": key, "tokens_per_s": speed, "tokens": [7]}
+        store.put(key, {"row": row})
+    assert "NaN" not in (tmp_path / "cells" / "one.json").read_text()
+    study = {"name": "t", "about": "", "measure": "time", "varied": ["codec"]}
+    store.finish(study, ["one", "two"])
+    made = table(store.rows(), down=["codec"], show=["token_ms"])
+    assert made.rows == (("one", "–"), ("two", "50.0"))
+    store.finish(study, ["one"])
+    assert table(store.rows(), down=["codec"], show=["token_ms"]).rows == (("one", "–"),)
+
+
+def test_a_sample_without_the_figure_does_not_count(rows: pd.DataFrame) -> None:
+    some = rows.assign(token_ms=rows["token_ms"].where(rows["case"] != "a"))
+    [cell] = cells(table(some, down=["codec"], show=["token_ms"]), codec="full")
+    assert cell["value"] == pytest.approx((50 + 100) / 2)
+    assert cell["samples"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("study.json", b"", "study.json: the study cannot be read"),
+        ("study.json", b"\xff\x00", "study.json: the study cannot be read"),
+        ("study.json", b"[]", "study.json: this is no study"),
+        ("study.json", b'{"schema": 1}', "the study has no proper name"),
+        ("study.json", b'{"schema": 99}', r"another version \(got schema 99; allowed 1\)"),
+        ("results.parquet", b"", "results.parquet: the rows cannot be read"),
+        ("results.parquet", b"PAR1", "results.parquet: the rows cannot be read"),
+        ("results.parquet", None, "results.parquet: the rows cannot be read: No such file"),
+        ("results.parquet", parquet([]), "not the rows of study.json"),
+        ("results.parquet", parquet([{"case": "a"}] * 16), "not the rows of study.json"),
+    ],
+)
+def test_a_damaged_study_is_told_in_one_line(
+    tmp_path: Path,
+    name: str,
+    content: bytes | None,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    finished(tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    for verb in (
+        ["table", str(tmp_path), "--rows", "codec", "--show", "gap"],
+        ["compare", str(tmp_path), str(tmp_path)],
+        ["report", str(tmp_path)],
+    ):
+        assert costeer.run(verb) == 3
+        told = capsys.readouterr().err
+        assert re.search(line, told)
+        assert "Run costeer sweep for this folder again." in told
 
 
 def test_the_verb_prints_markdown_and_numbers(

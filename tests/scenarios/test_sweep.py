@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+import scenarios.store
 from edge_runtime.errors import EnvironmentFailure, UsageError
+from scenarios.names import check_names
 from scenarios.spec import Scenario, scenario
 from scenarios.store import Store
 from scenarios.sweep import Group, groups, key_of, put, sweep
@@ -92,6 +94,95 @@ def test_a_killed_worker_loses_no_cell(tmp_path: Path) -> None:
     path = sweep(study(), tmp_path / "killed", jobs=2, worker=dies_once)
     assert (tmp_path / "killed" / "grave").exists()
     assert path.read_bytes() == sweep(study(), tmp_path / "whole", worker=fake).read_bytes()
+
+
+@pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"row": {}}', '{"row": 1}'])
+def test_a_damaged_cell_is_computed_anew(tmp_path: Path, damaged: str) -> None:
+    before = sweep(study(), tmp_path, worker=fake).read_bytes()
+    key = key_of(next(study().cells()))
+    (tmp_path / "cells" / f"{key}.json").write_text(damaged)
+    assert sweep(study(), tmp_path, worker=fake).read_bytes() == before
+    assert Store(tmp_path).get(key)["row"]
+
+
+@pytest.mark.parametrize("fails_at", ["results.parquet", "study.json"])
+def test_a_full_disk_leaves_no_study_with_another_ones_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    sweep(study(), tmp_path, worker=fake)
+    was = Store(tmp_path).rows()
+    write = scenarios.store.write_whole
+
+    def full(path: Path, *content: Any, **how: Any) -> None:
+        if path.name == fails_at:
+            raise OSError(28, "No space left on device")
+        write(path, *content, **how)
+
+    monkeypatch.setattr("scenarios.store.write_whole", full)
+    other = study(network={"profile": "5g", "rtt_ms": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
+    assert len(other) == len(was), "a count alone does not tell the two apart"
+    with pytest.raises(OSError, match="No space"):
+        sweep(other, tmp_path, worker=fake)
+    if fails_at == "results.parquet":
+        assert Store(tmp_path).rows().equals(was)
+    else:
+        with pytest.raises(EnvironmentFailure, match="no finished study"):
+            Store(tmp_path).rows()
+
+
+def test_rows_that_are_not_the_studys_are_refused(tmp_path: Path) -> None:
+    sweep(study(), tmp_path, worker=fake)
+    kept = (tmp_path / "study.json").read_bytes()
+    sweep(study(seed=1), tmp_path, worker=fake)
+    (tmp_path / "study.json").write_bytes(kept)
+    with pytest.raises(EnvironmentFailure, match="not the rows of study"):
+        Store(tmp_path).rows()
+
+
+@pytest.mark.parametrize(
+    ("table", "axis", "line"),
+    [
+        ("answer", {"method": ["light", "ligth"]}, "ligth.*Did you mean light"),
+        ("answer", {"schedule": ["lockstep", "runahed"]}, "runahed"),
+        ("network", {"profile": ["5g", "6g"]}, "networks: no such profile"),
+        ("network", {"profile": ["5g", "made:boat"]}, "no such made drive"),
+        ("device", {"profile": ["this-machine", "toaster"]}, "devices: no such profile"),
+        ("cloud", {"profile": ["this-machine", "toaster"]}, "clouds: no such profile"),
+        ("answer", {"method": ["light", "cloud-only"], "gain": 1.0}, "has no gain"),
+    ],
+)
+def test_a_name_that_is_none_is_told_before_the_first_cell(
+    tmp_path: Path, table: str, axis: dict[str, Any], line: str
+) -> None:
+    with pytest.raises(UsageError, match=line):
+        sweep(study(**{table: axis}), tmp_path / "out", worker=fake)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_codec_that_only_studies_of_codecs_have_is_looked_up_there(tmp_path: Path) -> None:
+    codecs: dict[str, Any] = {"measure": "codec", "network": {}}
+    check_names(study(**codecs, answer={"codec": ["topk:4", "delta:8", "zstd:8"]}))
+    with pytest.raises(UsageError, match="no such candidate codec"):
+        check_names(study(**codecs, answer={"codec": ["topk:4", "delta:x"]}))
+
+
+def test_there_are_no_more_workers_than_groups_of_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def parallel(work: Any, worker: Any, folder: Path, options: dict[str, Any]) -> Any:
+        asked.append(options["n_jobs"])
+        return (worker(group, str(folder)) for group in work)
+
+    monkeypatch.setattr("scenarios.sweep._parallel", parallel)
+    sweep(study(), tmp_path, jobs=200, worker=fake)
+    assert asked == [4]
+
+
+def test_an_absurd_number_of_workers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--jobs: .*got 500000; allowed 1 to \d+"):
+        sweep(study(), tmp_path, jobs=500_000, worker=fake)
 
 
 def test_what_a_cell_refuses_is_told_at_once(tmp_path: Path) -> None:
