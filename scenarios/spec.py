@@ -35,7 +35,8 @@ T = TypeVar("T")
 Name = Annotated[str, Field(min_length=1)]
 Gain = Annotated[float, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0)]
-RoundTrip = Annotated[float, Field(gt=0)]
+RoundTrip = Annotated[float, Field(gt=0, le=86_400_000)]
+"""A day is long enough; with more, times are no longer numbers."""
 Axis = Annotated[
     tuple[T, ...],
     BeforeValidator(lambda value: value if isinstance(value, list) else (value,)),

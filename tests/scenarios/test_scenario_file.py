@@ -67,6 +67,7 @@ def test_settings_override_the_file(path: Path) -> None:
             [],
             "dinner.toml: bundle: a value is there twice (got a, a).",
         ),
+        ("", ["network.rtt_ms=1e308"], "dinner.toml: network.rtt_ms[1]: input should be less than"),
         ("", ["case.contxt=I am ill"], "--set case.contxt: unknown key 'contxt' in case."),
         ("", ["answer.methd=x"], "--set answer.methd: unknown key 'methd' in answer. Did you"),
         (
