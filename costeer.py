@@ -39,7 +39,7 @@ DEBUG = "COSTEER_DEBUG"
 """Environment variable: set to anything, an error is shown with its traceback."""
 
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_TERMINATED = 2, 130, 143
-INTERRUPTED = "costeer: interrupted."
+INTERRUPTED, TERMINATED = "costeer: interrupted.", "costeer: terminated."
 LONGEST = 2000
 """Characters of an error: what a server says may be longer than a screen."""
 
@@ -160,6 +160,8 @@ def run(arguments: list[str]) -> int:
         # rich turns a broken pipe into an exit of its own.
         if isinstance(leaving.__context__, BrokenPipeError):
             return _nobody_reads()
+        if leaving.code == EXIT_TERMINATED:
+            return _fail(TERMINATED, EXIT_TERMINATED)
         raise
     except (OSError, MemoryError) as error:
         return _fail(str(_surroundings(called, error)), EnvironmentFailure.exit_code)
