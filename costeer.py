@@ -201,16 +201,17 @@ def _nobody_reads() -> int:
 
     That is no failure where it had what it wanted; where the errors' reader has gone, nobody knows.
     """
-    hears_errors = sys.stderr is None or _has_a_reader(sys.stderr.fileno())
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None and not _has_a_reader(stream.fileno()):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return 0 if hears_errors else 1
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+    gone = [s for s in streams if not _has_a_reader(s.fileno())] or streams[:1]
+    for stream in gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return 1 if sys.stderr in gone else 0
 
 
 def _has_a_reader(handle: int) -> bool:
+    """Whether somebody may; where that cannot be asked (Windows), yes."""
     if not hasattr(select, "poll"):
-        return False  # then only what broke can have been meant
+        return True
     poll = select.poll()
     poll.register(handle, select.POLLOUT)
     return not any(event & select.POLLERR for _, event in poll.poll(0))
@@ -249,7 +250,10 @@ def _fail(line: str, code: int) -> int:
     if sys.stderr is not None:  # as it is where the shell closed it
         # One line, whatever a server or a file made of it, and nothing that moves the cursor.
         words = "".join(c if c.isprintable() else " " for c in line).split()
-        print(" ".join(words)[:LONGEST], file=sys.stderr)
+        try:
+            print(" ".join(words)[:LONGEST], file=sys.stderr)
+        except BrokenPipeError:
+            _nobody_reads()
     return code
 
 

@@ -343,6 +343,20 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert done.stdout == written, "docs/cli.md is not what the code says: make reference"
 
 
+@pytest.mark.parametrize(
+    ("body", "code"), [("print('x', file=sys.stderr)", 1), ("raise OSError('no')", 3)]
+)
+def test_who_does_not_hear_of_errors_is_told_by_the_code(body: str, code: int) -> None:
+    """The reader of standard error has gone; what the verb wanted to say there came to nothing."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    text = f"import sys, costeer\ndef verb() -> None: {body}\n"
+    text += "costeer.Verb.load = lambda self: verb\ncosteer.main(['inspect'])"
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, stderr=writer, check=False)
+    os.close(writer)
+    assert done.returncode == code
+
+
 def test_a_polite_kill_cleans_up_on_the_way_out(tmp_path: Path) -> None:
     """SIGTERM ends in the `finally` of whatever is under way."""
     mark = tmp_path / "cleaned"
