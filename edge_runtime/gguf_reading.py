@@ -1,4 +1,4 @@
-"""Read a GGUF file's header once, and quickly.
+"""Read a GGUF file's header once, and quickly; and say what is wrong with one.
 
 transformers parses the whole header anew for the configuration, the tokenizer and the weights
 (four times in all), each time through a memory map whose every slice is an object of its own, and
@@ -14,6 +14,19 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+UNREADABLE: tuple[type[Exception], ...] = (
+    OSError, ValueError, LookupError, ArithmeticError, RuntimeError, TypeError, AttributeError,
+    AssertionError,
+)  # fmt: skip
+"""What transformers and gguf raise at a damaged file; none of them checks what it reads."""
+
+
+def what_is_wrong(error: Exception) -> str:
+    """One of `UNREADABLE` in words, on one line and without a full stop."""
+    if isinstance(error, IndexError):  # gguf reads on behind the end
+        return "the file is damaged or cut off"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 @contextlib.contextmanager

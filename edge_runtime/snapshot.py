@@ -85,9 +85,8 @@ class Shelf:
             )  # fmt: skip
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle, part = tempfile.mkstemp(
-                dir=self.folder, prefix=PART
-            )  # readable by the user alone
+            # Readable by the user alone.
+            handle, part = tempfile.mkstemp(dir=self.folder, prefix=PART)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
         try:

@@ -17,6 +17,7 @@ from typing import Any
 
 from edge_runtime.bundle import sha256_file
 from edge_runtime.errors import EnvironmentFailure, UsageError
+from edge_runtime.gguf_reading import UNREADABLE, what_is_wrong
 from edge_runtime.manifest import Tokens
 from edge_runtime.vocabulary import end_ids
 from edge_runtime.weights import ALIASES, fetch, hub_answers
@@ -25,11 +26,6 @@ Progress = Callable[[str, float], None]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-_UNREADABLE: tuple[type[Exception], ...] = (
-    OSError, ValueError, LookupError, ArithmeticError, RuntimeError, TypeError, AttributeError,
-    AssertionError,
-)  # fmt: skip
-"""What transformers and gguf raise at a damaged file; none of them checks what it reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +148,9 @@ def load_config(source: ModelSource) -> Any:
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(**source.arguments)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UsageError(
-            "--model", f"its configuration cannot be read: {_first_line(error)}", got=source.name
+            "--model", f"its configuration cannot be read: {what_is_wrong(error)}", got=source.name
         ) from error
     if not config.architectures:  # a GGUF file names the kind of model, not the class
         name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
@@ -176,9 +172,9 @@ def load_model(source: ModelSource) -> Any:
             model = AutoModelForCausalLM.from_pretrained(
                 **arguments, dtype=torch.float32, attn_implementation="eager"
             )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UsageError(
-            "--model", f"its weights cannot be read: {_first_line(error)}", got=source.name
+            "--model", f"its weights cannot be read: {what_is_wrong(error)}", got=source.name
         ) from error
     model.config.architectures = [type(model).__name__]
     return model.eval()
@@ -206,9 +202,9 @@ def load_language(source: ModelSource) -> Language:
         with _quiet():
             loaded = AutoTokenizer.from_pretrained(**source.arguments)
         backend = loaded.backend_tokenizer
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UsageError(
-            "--model", f"it has no usable fast tokenizer: {_first_line(error)}", got=source.name
+            "--model", f"it has no usable fast tokenizer: {what_is_wrong(error)}", got=source.name
         ) from error
     template = loaded.chat_template
     if isinstance(template, dict):
@@ -234,9 +230,9 @@ def parameter_count(source: ModelSource) -> int:
     """
     try:
         return _counted(source)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise UsageError(
-            "--model", f"its weights cannot be read: {_first_line(error)}", got=source.name
+            "--model", f"its weights cannot be read: {what_is_wrong(error)}", got=source.name
         ) from error
 
 
@@ -270,9 +266,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, IndexError):  # gguf reads on behind the end
-        return "the file is damaged or cut off"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

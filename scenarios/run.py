@@ -7,7 +7,7 @@ machines as well. What a row says was measured, modelled or published is in its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from cloud_sim.net.catalogue import Network, network
@@ -127,12 +127,7 @@ def run_cell(cell: Cell, models: Models, machines: Machines | None = None) -> Re
 def link_of(cell: Cell) -> Network:
     """The cell's network, with its own round trip if it names one."""
     link = linked(cell.network, cell.seed) if is_trace(cell.network) else network(cell.network)
-    if cell.rtt_ms is None:
-        return link
-    table = link.file.round_trip.model_copy(
-        update={"ms": cell.rtt_ms, "trace": None, "origin": "assumed", "source": "the scenario"}
-    )
-    return replace(link, file=link.file.model_copy(update={"round_trip": table}))
+    return link if cell.rtt_ms is None else link.with_rtt(cell.rtt_ms)
 
 
 def machines_of(cell: Cell, models: Models) -> Machines:

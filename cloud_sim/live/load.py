@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from edge_runtime.errors import EnvironmentFailure, UsageError, did_you_mean
-from edge_runtime.gguf_reading import read_once
+from edge_runtime.gguf_reading import UNREADABLE, read_once, what_is_wrong
 from edge_runtime.text import Text
 from edge_runtime.vocabulary import end_ids
 from edge_runtime.weights import ALIASES, Progress, fetch, hub_answers
@@ -28,11 +28,7 @@ from edge_runtime.weights import ALIASES, Progress, fetch, hub_answers
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"float64": torch.float64}
 
-_UNREADABLE: tuple[type[Exception], ...] = (
-    OSError, ValueError, LookupError, ArithmeticError, RuntimeError, TypeError, AttributeError,
-    AssertionError, ImportError,
-)  # fmt: skip
-"""What transformers and gguf raise at a damaged file; none of them checks what it reads."""
+_FAILURES: tuple[type[Exception], ...] = (*UNREADABLE, ImportError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +128,10 @@ def _one_line(source: str) -> Iterator[None]:
     try:
         with _silence(), read_once():
             yield
-    except _UNREADABLE as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        if isinstance(error, IndexError):  # gguf reads on behind the end
-            first = "the file is damaged or cut off"
+    except _FAILURES as error:
         raise EnvironmentFailure(
             "model",
-            f"it cannot be loaded: {first.rstrip('.')}",
+            f"it cannot be loaded: {what_is_wrong(error)}",
             got=source,
             todo="Check the name, the file, and the connection to the hub",
         ) from error

@@ -36,8 +36,9 @@ def stream(talk: Talk) -> Mode:
     try:
         while True:
             horizon = min(tree.root.position + window.size, last)
-            most = min(branches, max(1, flow.room))
-            nodes = tree.pick(most, horizon, least_chance, opening.depth, sides=flow.room > 0)
+            room = flow.room
+            most = min(branches, max(1, room))
+            nodes = tree.pick(most, horizon, least_chance, opening.depth, sides=room > 0)
             frame = (yield from mail.already()) if nodes else (yield from mail.next())
             if frame is not None:
                 if isinstance(frame, wire.Turns):
