@@ -175,4 +175,4 @@ def _each(answer: Mapping[str, Any], what: str) -> float:
 
 def _memory(answer: Mapping[str, Any]) -> str:
     peak = answer["row"].get("peak_rss_mb")
-    return "–" if peak is None else f"{peak:.0f}"
+    return _number(peak, 0)
